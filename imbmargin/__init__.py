@@ -1,0 +1,1 @@
+"""Deep learning on imbalanced data for people who use scikit-learn."""

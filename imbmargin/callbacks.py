@@ -1,0 +1,411 @@
+"""Callbacks: deferred re-weighting and re-sampling, learning-rate schedule, early stopping.
+
+They speak to any `skorch.NeuralNetClassifier`, not only to `MaxMarginClassifier`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from skorch.callbacks import Callback
+from skorch.callbacks import EarlyStopping as SkorchEarlyStopping
+
+from imbmargin.data.batches import targets_of
+from imbmargin.weights import class_counts, class_rates, class_weights
+
+__all__ = [
+    "LR_SCHEDULES",
+    "DeferredResampling",
+    "DeferredReweighting",
+    "EarlyStopping",
+    "LearningRateSchedule",
+    "bind_class_weight",
+    "resolve_epoch",
+]
+
+Schedule = Callable[[int, int], float]
+
+
+def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = False) -> int:
+    """Turn a start (an int, a fraction of ``max_epochs``, or None) into completed epochs.
+
+    ``open_ended`` training (``partial_fit``) may go on after ``max_epochs``, so any start is fine.
+
+    Raises
+    ------
+    ValueError
+        If the start is negative, not a number, or not reached within ``max_epochs``.
+
+    Examples
+    --------
+    >>> from imbmargin.callbacks import resolve_epoch
+    >>> resolve_epoch(0.8, 200, "drw_epoch"), resolve_epoch(160, 200, "drw_epoch")
+    (160, 160)
+    """
+    if start is None:
+        return 0
+    if isinstance(start, bool) or not isinstance(start, Real) or not start >= 0:
+        raise ValueError(
+            f"{name} must be None, a number of epochs (0 or more) or a fraction of max_epochs, "
+            f"got {start!r}"
+        )
+    # An integer 1 is one epoch; a float 1.0 is all of them.
+    if isinstance(start, Integral):
+        epoch = int(start)
+    elif start <= 1:
+        epoch = round(float(start) * max_epochs)
+    else:
+        raise ValueError(
+            f"{name} must be a whole number of epochs or a fraction up to 1, got {start!r}"
+        )
+    if epoch >= max_epochs and not open_ended:
+        raise ValueError(
+            f"{name}={start} is never reached: it starts after {epoch} epochs and max_epochs is "
+            f"{max_epochs}; lower {name} or raise max_epochs"
+        )
+    return epoch
+
+
+def bind_class_weight(criterion: Any, weight: Any) -> None:
+    """Give a criterion class weights in place, so that the optimizer keeps its state.
+
+    Works on the losses of this package and on torch's own that hold a ``weight`` buffer.
+    """
+    if hasattr(criterion, "set_class_weight"):
+        criterion.set_class_weight(weight)
+    elif "weight" in getattr(criterion, "_buffers", {}):
+        criterion.weight = None if weight is None else torch.as_tensor(weight).float()
+    else:
+        raise TypeError(
+            f"class_weight needs a loss with set_class_weight or a `weight` buffer, "
+            f"{type(criterion).__name__} has neither; use a loss of imbmargin.losses"
+        )
+
+
+class _Deferred(Callback):
+    """What the two deferred callbacks share: when they start."""
+
+    start: Any
+    _name = "start"
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Work out the start in epochs."""
+        open_ended = getattr(net, "open_ended_", False) or len(net.history) > 0
+        self.start_epoch_ = resolve_epoch(self.start, net.max_epochs, self._name, open_ended)
+
+    def _is_on(self, net: Any) -> bool:
+        # skorch has opened the history's row of this epoch already.
+        return len(net.history) - 1 >= self.start_epoch_
+
+
+class DeferredReweighting(_Deferred):
+    """Switch class weights on after a number of epochs (DRW).
+
+    The weights change in place: module, optimizer and its momentum go on as they are. With
+    ``start=None`` they are on from the first epoch. The class counts of the training part are
+    bound to the loss too, if nobody has done so.
+
+    Parameters
+    ----------
+    start : int, float or None, default=None
+        Epochs completed before the weights switch on: 160 acts first in the 161st epoch. A float
+        is a fraction of ``max_epochs``. In the paper 160 of 200.
+    class_weight : str, dict, callable or None, default="effective_number"
+        A scheme of `imbmargin.weights.class_weights`.
+    beta : float, default=0.9999
+        β of the effective number.
+
+    Attributes
+    ----------
+    start_epoch_ : int
+        The start, in completed epochs.
+
+    Raises
+    ------
+    ValueError
+        At the begin of training, if the start is never reached.
+
+    References
+    ----------
+    .. [1] Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+       NeurIPS 2019, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skorch import NeuralNetClassifier
+    >>> from torch import nn
+    >>> from imbmargin.callbacks import DeferredReweighting
+    >>> from imbmargin.losses import LDAMLoss
+    >>> X = np.random.RandomState(0).randn(60, 2).astype("float32")
+    >>> net = NeuralNetClassifier(
+    ...     nn.Linear(2, 2), criterion=LDAMLoss, train_split=None, max_epochs=4, verbose=0,
+    ...     callbacks=[DeferredReweighting(start=2)])
+    >>> net = net.fit(X, (X[:, 0] > 1).astype(int))
+    >>> bool(net.criterion_.class_weight[1] > net.criterion_.class_weight[0])
+    True
+    """
+
+    _name = "drw_epoch"
+
+    def __init__(
+        self, start: Any = None, class_weight: Any = "effective_number", beta: float = 0.9999
+    ) -> None:
+        self.start = start
+        self.class_weight = class_weight
+        self.beta = beta
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Work out the start; the weights are computed anew from the counts of this training."""
+        super().on_train_begin(net, X, y, **kwargs)
+        self.is_bound_ = False
+
+    def on_epoch_begin(
+        self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
+    ) -> None:
+        """Bind the class counts once, and the weights when their time has come."""
+        criterion = net.criterion_
+        if getattr(criterion, "class_counts", self) is None:
+            criterion.set_class_counts(_training_counts(net, dataset_train))
+        if self.class_weight is None or self.is_bound_ or not self._is_on(net):
+            return
+        weight = class_weights(
+            _training_counts(net, dataset_train),
+            self.class_weight,
+            classes=getattr(net, "classes_", None),
+            beta=self.beta,
+        )
+        bind_class_weight(criterion, torch.as_tensor(weight, device=net.device))
+        self.is_bound_ = True
+
+
+class DeferredResampling(_Deferred):
+    """Switch the sampling of the training part after a number of epochs (DRS).
+
+    Until then an epoch is a permutation of all rows. `MaxMarginClassifier` brings the sampler; a
+    plain skorch net needs ``iterator_train=imbmargin.samplers.ClassSampledLoader``.
+
+    Parameters
+    ----------
+    start : int, float or None, default=None
+        As in `DeferredReweighting`.
+    resample : str, dict, callable or None, default="class_balanced"
+        A scheme of `imbmargin.weights.class_rates`. "progressive" moves from the data's own rates
+        to class-balanced ones between the start and the last epoch.
+    beta : float, default=0.9999
+        β of the effective number.
+
+    Raises
+    ------
+    ValueError
+        At the begin of training, if the start is never reached.
+    TypeError
+        If the training iterator has no `ClassSampler`.
+
+    References
+    ----------
+    .. [1] Cao et al., NeurIPS 2019 (deferred re-sampling); Kang et al., "Decoupling
+       Representation and Classifier for Long-Tailed Recognition", ICLR 2020 (progressive).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skorch import NeuralNetClassifier
+    >>> from torch import nn
+    >>> from imbmargin.callbacks import DeferredResampling
+    >>> from imbmargin.samplers import ClassSampledLoader
+    >>> X = np.random.RandomState(0).randn(60, 2).astype("float32")
+    >>> net = NeuralNetClassifier(
+    ...     nn.Linear(2, 2), criterion=nn.CrossEntropyLoss, train_split=None, max_epochs=4,
+    ...     verbose=0, iterator_train=ClassSampledLoader,
+    ...     callbacks=[DeferredResampling(start=2)])
+    >>> net = net.fit(X, (X[:, 0] > 1).astype(int))
+    """
+
+    _name = "drs_epoch"
+
+    def __init__(
+        self, start: Any = None, resample: Any = "class_balanced", beta: float = 0.9999
+    ) -> None:
+        self.start = start
+        self.resample = resample
+        self.beta = beta
+
+    def on_epoch_begin(
+        self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
+    ) -> None:
+        """Set the class rates of the epoch."""
+        if self.resample is None or not self._is_on(net):
+            return
+        sampler = getattr(dataset_train, "class_sampler", None)
+        if sampler is None:
+            raise TypeError(
+                "re-sampling needs a training iterator that draws with a ClassSampler, got "
+                f"iterator_train={net.iterator_train!r}; pass "
+                "iterator_train=imbmargin.samplers.ClassSampledLoader"
+            )
+        last = max(net.max_epochs - 1 - self.start_epoch_, 1)
+        done = len(net.history) - 1 - self.start_epoch_
+        rates = class_rates(
+            sampler.class_counts,
+            self.resample,
+            classes=getattr(net, "classes_", None),
+            progress=min(done / last, 1.0),
+            beta=self.beta,
+        )
+        sampler.set_rates(rates)
+
+
+def _training_counts(net: Any, dataset: Any) -> np.ndarray:
+    """Class counts of the training part: the net's own, else counted from its dataset."""
+    counts = getattr(net, "class_counts_", None)
+    if counts is not None:
+        return np.asarray(counts)
+    return class_counts(targets_of(dataset), len(net.classes_))
+
+
+def _step(epoch: int, max_epochs: int) -> float:
+    warm_up = round(0.025 * max_epochs)
+    if epoch < warm_up:
+        return (epoch + 1) / warm_up
+    return 0.01 ** sum(epoch >= round(part * max_epochs) for part in (0.8, 0.9))
+
+
+def _cosine(epoch: int, max_epochs: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * epoch / max_epochs))
+
+
+LR_SCHEDULES: dict[str, Schedule] = {"step": _step, "cosine": _cosine}
+
+
+class LearningRateSchedule(Callback):
+    """Set the learning rate of every epoch as a factor of its initial value.
+
+    Parameters
+    ----------
+    schedule : {"step", "cosine"}, callable or None, default="step"
+        "step" is the protocol of the LDAM and MM papers scaled to ``max_epochs``: linear warm-up
+        over the first 2.5 % (5 of 200 epochs), and a drop to a hundredth at 80 % and again at
+        90 % (160 and 180). "cosine" falls from 1 to almost 0. A callable gets the epoch (0-based,
+        within this training) and ``max_epochs``, and returns the factor. None keeps it constant.
+
+    Raises
+    ------
+    ValueError
+        If the schedule is unknown.
+
+    Examples
+    --------
+    >>> from imbmargin.callbacks import LR_SCHEDULES
+    >>> [LR_SCHEDULES["step"](epoch, 200) for epoch in (0, 4, 159, 160, 180)]
+    [0.2, 1.0, 1.0, 0.01, 0.0001]
+    """
+
+    def __init__(self, schedule: Any = "step") -> None:
+        self.schedule = schedule
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Look the schedule up; a training that goes on starts it anew."""
+        if self.schedule is not None and not callable(self.schedule):
+            if self.schedule not in LR_SCHEDULES:
+                raise ValueError(
+                    f"lr_schedule must be one of {sorted(LR_SCHEDULES)}, a callable or None, "
+                    f"got {self.schedule!r}"
+                )
+            self.factor_: Schedule | None = LR_SCHEDULES[self.schedule]
+        else:
+            self.factor_ = self.schedule
+        self.epoch_ = 0
+
+    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
+        """Set the rate of each parameter group and record the first one."""
+        groups = list(_parameter_groups(net))
+        if self.factor_ is not None:
+            factor = self.factor_(self.epoch_, net.max_epochs)
+            for group in groups:
+                # A rate that is not the one set last was changed by the user: a new start.
+                if group["lr"] != group.get("scheduled_lr"):
+                    group["initial_lr"] = group["lr"]
+                group["lr"] = group["scheduled_lr"] = group["initial_lr"] * factor
+        net.history.record("event_lr", groups[0]["lr"])
+        self.epoch_ += 1
+
+
+def _parameter_groups(net: Any) -> Iterator[dict[str, Any]]:
+    for name in net._optimizers:
+        yield from getattr(net, name + "_").param_groups
+
+
+class EarlyStopping(SkorchEarlyStopping):
+    """Stop when balanced accuracy on the validation part no longer rises; restore the best.
+
+    Needs a validation part (``train_split=0.2``). Nothing is stopped before deferred re-weighting
+    or re-sampling has begun, which is when rare classes improve.
+
+    Parameters
+    ----------
+    monitor : str, default="valid_balanced_accuracy"
+        Column of the history.
+    patience : int, default=20
+        Epochs without a better value.
+    lower_is_better : bool, default=False
+        Whether less is better, for a loss.
+    load_best : bool, default=True
+        Whether the weights of the best epoch are restored at the end.
+    threshold, threshold_mode, sink
+        As in `skorch.callbacks.EarlyStopping`.
+
+    Raises
+    ------
+    ValueError
+        If the history has no column ``monitor``.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from imbmargin import MaxMarginClassifier
+    >>> from imbmargin.callbacks import EarlyStopping
+    >>> clf = MaxMarginClassifier(
+    ...     train_split=0.3, callbacks=[EarlyStopping(patience=5)], random_state=0)
+    >>> clf = clf.fit(*load_iris(return_X_y=True))
+    >>> len(clf.history_) < 200
+    True
+    """
+
+    def __init__(
+        self,
+        monitor: str = "valid_balanced_accuracy",
+        patience: int = 20,
+        lower_is_better: bool = False,
+        load_best: bool = True,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        sink: Callable[..., Any] = print,
+    ) -> None:
+        super().__init__(
+            monitor=monitor,
+            patience=patience,
+            threshold=threshold,
+            threshold_mode=threshold_mode,
+            lower_is_better=lower_is_better,
+            sink=sink,
+            load_best=load_best,
+        )
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        """Count the epochs without progress."""
+        if self.monitor not in net.history[-1]:
+            raise ValueError(
+                f"EarlyStopping needs {self.monitor!r} in the history, which has "
+                f"{sorted(k for k in net.history[-1] if k != 'batches')}; "
+                "set train_split, for instance to 0.2"
+            )
+        starts = [cb.start_epoch_ for _, cb in net.callbacks_ if isinstance(cb, _Deferred)]
+        if len(net.history) <= max(starts, default=0):
+            self.misses_ = 0
+        super().on_epoch_end(net, **kwargs)

@@ -1,0 +1,376 @@
+"""A skorch classifier that keeps scikit-learn's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import NotFittedError as SklearnNotFittedError
+from sklearn.utils import Tags
+from skorch import NeuralNetClassifier
+from skorch.exceptions import NotInitializedError
+from skorch.history import History
+from skorch.utils import is_dataset, to_device, to_tensor
+from torch.utils.data import Subset
+
+from imbmargin.data import inputs
+from imbmargin.data.batches import ArrayDataset, is_array_dataset
+from imbmargin.parts import resolve_device
+from imbmargin.randomness import draw_seed, isolated_random_state
+
+__all__ = ["ContractClassifier", "NotFittedError"]
+
+
+class NotFittedError(NotInitializedError, SklearnNotFittedError):
+    """The estimator is not fitted: skorch's and scikit-learn's error in one."""
+
+
+class ContractClassifier(NeuralNetClassifier):
+    """Checks, label encoding, seeds and predictions, as scikit-learn has them.
+
+    A subclass brings the constructor (with ``image_shape`` and ``random_state``) and the parts:
+    module, loss, optimizer, iterators.
+    """
+
+    # skorch sets these three in __init__; scikit-learn wants nothing but parameters there.
+    history_ = None
+    initialized_ = False
+    virtual_params_: dict[str, Any] = {}  # noqa: RUF012 (replaced, never changed)
+
+    def __init__(self, module: Any, **kwargs: Any) -> None:
+        super().__init__(module, **kwargs)
+        # The loss is a parameter of the subclass.
+        for name in ("criterion", "history_", "initialized_", "virtual_params_"):
+            del vars(self)[name]
+
+    @property
+    def device(self) -> Any:
+        """The device in use; ``get_params`` has the constructor's value."""
+        return resolve_device(vars(self)["device"])
+
+    @device.setter
+    def device(self, value: Any) -> None:
+        vars(self)["device"] = value
+
+    def _get_param_names(self) -> list[str]:
+        # skorch lists the instance's attributes; its private ones are not parameters.
+        return [name for name in super()._get_param_names() if not name.startswith("_")]
+
+    def get_params(self, deep: bool = True, **kwargs: Any) -> dict[str, Any]:
+        """Return the constructor's parameters, as scikit-learn and skorch do."""
+        return {**super().get_params(deep=deep, **kwargs), "device": vars(self)["device"]}
+
+    @property
+    def _layout(self) -> inputs.Layout | None:
+        return getattr(self, "layout_", None)
+
+    @property
+    def _num_classes(self) -> int | None:
+        classes = getattr(self, "classes_", None)
+        return None if classes is None else len(classes)
+
+    def check_data(self, X: Any, y: Any) -> None:
+        """Do nothing: fit has checked the data before it changed anything."""
+
+    def get_dataset(self, X: Any, y: Any = None) -> Any:
+        """Wrap arrays, with labels encoded to 0..K-1; a Dataset stays what it is."""
+        if is_dataset(X):
+            return X
+        return super().get_dataset(X, None if y is None else inputs.encode(y, self.classes_))
+
+    def _check_training_data(
+        self, X: Any, y: Any, sample_weight: Any, classes: Any, reset: bool
+    ) -> tuple[Any, Any, Any]:
+        if is_dataset(X):
+            X, labels = self._check_dataset(X, y, sample_weight, reset)
+            found = np.arange(labels.max() + 1)
+        else:
+            X = self._check_array(X, reset=reset)
+            labels = inputs.check_labels(y, X.shape[0])
+            found = np.unique(labels)
+        if reset and self.classes is None:
+            self.classes_inferred_ = found if classes is None else np.unique(classes)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"y has one class only, {self.classes_.tolist()}; "
+                "a classifier needs rows of at least two classes"
+            )
+        target = inputs.encode(labels, self.classes_)
+        self._check_targets(target)
+        if sample_weight is not None:
+            sample_weight = inputs.check_weights(sample_weight, X, target)
+        return X, None if is_dataset(X) else labels, sample_weight
+
+    def _check_parameters(self) -> None:
+        """Raise an error for a parameter that cannot work, before anything is changed."""
+
+    def _check_targets(self, target: np.ndarray) -> None:
+        """Raise an error for a parameter that does not fit the encoded targets."""
+
+    def _check_array(self, X: Any, *, reset: bool) -> Any:
+        if not reset and self._layout is not None and len(np.shape(X)) > 2:
+            self._check_shape(np.shape(X))
+        X = inputs.check_inputs(self, X, reset=reset)
+        if reset:
+            self.layout_ = inputs.find_layout(X.shape, self.image_shape)
+        elif self._layout is not None:
+            self._check_shape(X.shape)
+        return X
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        expected = self.layout_.sample_shape
+        if shape[1:] != expected:
+            raise ValueError(
+                f"X has samples of shape {shape[1:]}, but {type(self).__name__} was fitted on "
+                f"samples of shape {expected}; bring X into the shape (n, {str(expected)[1:]}"
+            )
+
+    def _check_dataset(
+        self, X: Any, y: Any, sample_weight: Any, reset: bool
+    ) -> tuple[Any, np.ndarray]:
+        if sample_weight is not None:
+            raise ValueError("sample_weight needs X and y as arrays, got a torch Dataset")
+        target = inputs.check_dataset_targets(X) if y is None else inputs.check_labels(y, len(X))
+        sample = X[0][0]
+        shaped = isinstance(sample, (torch.Tensor, np.ndarray))
+        if reset:
+            self.layout_ = (
+                inputs.find_layout((1, *sample.shape), self.image_shape) if shaped else None
+            )
+        elif shaped and self._layout is not None:
+            self._check_shape((1, *sample.shape))
+        # Reading the targets may cost a walk over the rows: once is enough.
+        part = Subset(X, range(len(X)))
+        part.targets = target  # type: ignore[attr-defined]
+        return part, target
+
+    def initialize(self) -> ContractClassifier:
+        """Make all parts anew, as skorch does, from the seed of ``random_state``."""
+        self.seed_ = draw_seed(self.random_state)
+        return super().initialize()
+
+    def initialize_history(self) -> ContractClassifier:
+        """Start a new history; the old one is not emptied, a failed fit puts it back."""
+        self.history_ = History()
+        return self
+
+    def fit(
+        self, X: Any, y: Any = None, sample_weight: Any = None, **fit_params: Any
+    ) -> ContractClassifier:
+        """Fit the network to the data.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, features), (n, C, H, W) or (n, H, W, C), or torch Dataset
+            The inputs, see the notes of the class.
+        y : array-like of shape (n,)
+            Class labels of any type; None with a Dataset.
+        sample_weight : array-like of shape (n,), default=None
+            Weights of the rows in the loss; they multiply the class weights. Class counts count
+            rows.
+        **fit_params
+            Passed to the module's ``forward``, as in skorch.
+
+        Returns
+        -------
+        self : ContractClassifier
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If the data or a parameter are not usable; what was fitted before is kept.
+        """
+        return self._train("fit", X, y, sample_weight, None, fit_params)
+
+    def partial_fit(
+        self,
+        X: Any,
+        y: Any = None,
+        classes: Any = None,
+        sample_weight: Any = None,
+        **fit_params: Any,
+    ) -> ContractClassifier:
+        """Train for ``max_epochs`` on these rows, going on from what is there, as in skorch.
+
+        Parameters
+        ----------
+        X, y, sample_weight, **fit_params
+            As in `fit`.
+        classes : array-like of shape (K,), default=None
+            All classes that will ever come, on the first call; by default those of its ``y``.
+
+        Returns
+        -------
+        self : ContractClassifier
+            The estimator.
+        """
+        return self._train("partial_fit", X, y, sample_weight, classes, fit_params)
+
+    def _train(
+        self,
+        method: str,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        classes: Any,
+        fit_params: dict[str, Any],
+    ) -> ContractClassifier:
+        goes_on = self.initialized_ and (method == "partial_fit" or self.warm_start)
+        with self._restored_on_error():
+            self.open_ended_ = method == "partial_fit"
+            self._check_parameters()
+            known = goes_on and self._layout is not None
+            X, y, weight = self._check_training_data(X, y, sample_weight, classes, not known)
+            if not goes_on:
+                self.initialize()
+        with isolated_random_state(self.seed_, 1, len(self.history), device=self.device):
+            super().partial_fit(X, y, sample_weight=weight, _routing_method=method, **fit_params)
+        return self
+
+    @contextmanager
+    def _restored_on_error(self) -> Iterator[None]:
+        before = vars(self).copy()
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def fit_loop(
+        self,
+        X: Any,
+        y: Any = None,
+        epochs: int | None = None,
+        sample_weight: Any = None,
+        **fit_params: Any,
+    ) -> ContractClassifier:
+        """Run the epochs of skorch's loop over the data, with the weights of the rows."""
+        dataset = self.get_dataset(X, y)
+        if sample_weight is not None:
+            if not isinstance(dataset, ArrayDataset):
+                raise ValueError("sample_weight needs dataset=ArrayDataset, the default")
+            dataset = ArrayDataset(dataset.X, dataset.targets, sample_weight)
+        return super().fit_loop(dataset, None, epochs, **fit_params)
+
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Call the callbacks; they see batches of (input, target), without sample weights."""
+        batch = cb_kwargs.get("batch")
+        if batch is not None and isinstance(batch[1], (tuple, list)):
+            cb_kwargs["batch"] = (batch[0], batch[1][0])
+        super().notify(method_name, **cb_kwargs)
+
+    def _to_module(self, x: Any) -> Any:
+        x = to_tensor(x, device=self.device)
+        if self._layout is None or not isinstance(x, torch.Tensor):
+            return x
+        return self._layout.to_module(x)
+
+    def forward_iter(self, X: Any, training: bool = False, device: Any = "cpu") -> Iterator[Any]:
+        """Yield the network's output of each batch, in the order of X."""
+        for batch in self.get_iterator(self.get_dataset(X), training=False):
+            yield to_device(self.evaluation_step(batch, training=training), device=device)
+
+    def _logits(self, X: Any) -> torch.Tensor:
+        self.check_is_fitted()
+        if not is_dataset(X):
+            X = self._check_array(X, reset=False)
+        outputs = list(self.forward_iter(X))
+        logits = torch.cat([out[0] if isinstance(out, tuple) else out for out in outputs])
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the logits, before the scale of the loss.
+
+        Parameters
+        ----------
+        X : array-like or Dataset
+            The inputs, of the shape seen in fit.
+
+        Returns
+        -------
+        logits : ndarray of shape (n, K), or (n,) for two classes
+            For two classes the logit of ``classes_[1]`` less that of ``classes_[0]``.
+        """
+        logits = self._logits(X).numpy()
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probabilities of the classes: softmax of scale times logits.
+
+        Parameters
+        ----------
+        X : array-like or Dataset
+            The inputs, of the shape seen in fit.
+
+        Returns
+        -------
+        probability : ndarray of shape (n, K)
+            Columns in the order of ``classes_``. With ``predict_nonlinearity`` (skorch's) set to
+            a function of the logits or None, what that gives.
+        """
+        logits = self._logits(X)
+        if self.predict_nonlinearity is None:
+            return logits.numpy()
+        if callable(self.predict_nonlinearity):
+            return np.asarray(self.predict_nonlinearity(logits))
+        return torch.softmax(self.logit_scale_ * logits.double(), dim=1).numpy()
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithm of the probabilities.
+
+        Parameters
+        ----------
+        X : array-like or Dataset
+            The inputs, of the shape seen in fit.
+
+        Returns
+        -------
+        log_probability : ndarray of shape (n, K)
+            Computed from the logits, so that small probabilities keep their digits.
+        """
+        return torch.log_softmax(self.logit_scale_ * self._logits(X).double(), dim=1).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the class labels.
+
+        Parameters
+        ----------
+        X : array-like or Dataset
+            The inputs, of the shape seen in fit.
+
+        Returns
+        -------
+        label : ndarray of shape (n,)
+            The class with the largest logit.
+        """
+        index = self._logits(X).argmax(dim=1).numpy()
+        # skorch's scoring callbacks hold predictions against the targets of the training's own
+        # dataset or batch, which are encoded; they put the predictions there as a cache.
+        if is_array_dataset(X) or "forward_iter" in vars(self):
+            return index
+        return self.classes_[index]
+
+    def check_is_fitted(self, attributes: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Raise NotFittedError, of both scikit-learn and skorch, unless there is a network."""
+        if not all(hasattr(self, name) for name in attributes or ["module_"]):
+            raise NotFittedError(
+                f"This {type(self).__name__} instance is not fitted yet. Call 'fit' with "
+                "appropriate arguments before using this estimator."
+            )
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # "auto" means the device of the machine that loads, not of the one that saved.
+        requested = state["device"]
+        super().__setstate__({**state, "device": resolve_device(requested)})
+        if requested == "auto":
+            self.device = requested

@@ -1,0 +1,200 @@
+"""Whole-batch iteration over data held in memory (or memory-mapped)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch.utils.data import Dataset, Subset
+
+__all__ = ["ArrayBatches", "ArrayDataset", "targets_of"]
+
+Batch = tuple[Any, Any]
+
+
+class ArrayDataset(Dataset):
+    """Rows of arrays, fetched a batch at a time.
+
+    Parameters
+    ----------
+    X : ndarray, memory map, tensor or CSR matrix, shape (n, ...)
+        The inputs. They are never copied as a whole: sparse rows are made dense and float64 rows
+        are converted to float32 only for the rows of a batch.
+    y : array-like of int, shape (n,), optional
+        Encoded targets 0..K-1.
+    sample_weight : array-like of float, shape (n,), optional
+        Weight of each row; a batch then is ``(x, (target, weight))``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from imbmargin.data.batches import ArrayDataset
+    >>> data = ArrayDataset(np.eye(3), [0, 1, 1])
+    >>> x, target = data.fetch(np.array([2, 0]))
+    >>> x.dtype, target
+    (torch.float32, tensor([1, 0]))
+    """
+
+    def __init__(self, X: Any, y: Any = None, sample_weight: Any = None) -> None:
+        self.X = X
+        # skorch marks a missing target with zeros, so that batches stay pairs.
+        target = np.zeros(X.shape[0]) if y is None else np.asarray(y)
+        self.targets = torch.as_tensor(target, dtype=torch.int64)
+        self.sample_weight = (
+            None
+            if sample_weight is None
+            else torch.as_tensor(np.asarray(sample_weight), dtype=torch.float32)
+        )
+
+    def __len__(self) -> int:
+        return int(self.X.shape[0])
+
+    def fetch(self, index: np.ndarray | slice) -> Batch:
+        """Return the batch of the given rows: an int array of row numbers, or a slice."""
+        rows = self.X[index]
+        if sp.issparse(rows):
+            rows = rows.toarray()
+        if isinstance(rows, np.ndarray):
+            rows = torch.from_numpy(_in_memory(rows))
+        if rows.dtype == torch.float64:
+            rows = rows.float()
+        target = self.targets[index]
+        if self.sample_weight is None:
+            return rows, target
+        return rows, (target, self.sample_weight[index])
+
+    def __getitem__(self, index: int) -> Batch:
+        x, y = self.fetch(np.array([index]))
+        return x[0], (y[0] if isinstance(y, torch.Tensor) else (y[0][0], y[1][0]))
+
+
+def _in_memory(rows: np.ndarray) -> np.ndarray:
+    """Give torch an array that it can own: a slice of a read-only array is copied."""
+    return np.asarray(rows) if rows.flags.writeable else np.array(rows)
+
+
+class ArrayBatches:
+    """Iterate over an `ArrayDataset`, indexing one whole batch at a time.
+
+    A DataLoader fetches rows one by one and stacks them; on tables that costs several times the
+    training step itself.
+
+    Parameters
+    ----------
+    dataset : ArrayDataset, or a Subset of one
+        The rows.
+    batch_size : int, default=128
+        Rows of a batch. The last batch holds the rest; in training a rest of one row joins the
+        batch before it, since batch normalisation is not defined on a single row.
+    sampler : ClassSampler, optional
+        Draws the rows of a training epoch. Without it they come in order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from imbmargin.data.batches import ArrayBatches, ArrayDataset
+    >>> data = ArrayDataset(np.arange(10.0)[:, None], np.zeros(10))
+    >>> [len(x) for x, _ in ArrayBatches(data, batch_size=4)]
+    [4, 4, 2]
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int = 128, sampler: Any = None) -> None:
+        if batch_size < 1:
+            raise ValueError(
+                f"batch_size must be at least 1 (or -1 for all rows), got {batch_size}"
+            )
+        self.dataset, self.rows = as_arrays(dataset)
+        self.batch_size = batch_size
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self._bounds()) - 1
+
+    def _bounds(self) -> list[int]:
+        n = len(self.dataset) if self.rows is None else len(self.rows)
+        bounds = [*range(0, n, self.batch_size), n]
+        if self.sampler is not None and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
+            del bounds[-2]
+        return bounds
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = None if self.sampler is None else self.sampler.draw().numpy()
+        if order is not None and self.rows is not None:
+            order = self.rows[order]
+        elif order is None:
+            order = self.rows
+        bounds = self._bounds()
+        for start, stop in pairwise(bounds):
+            yield self.dataset.fetch(slice(start, stop) if order is None else order[start:stop])
+
+
+def as_arrays(dataset: Dataset) -> tuple[ArrayDataset, np.ndarray | None]:
+    """Unwrap (nested) Subsets of an ArrayDataset into the dataset and its row numbers."""
+    rows: np.ndarray | None = None
+    while isinstance(dataset, Subset):
+        indices = np.asarray(dataset.indices)
+        rows = indices if rows is None else indices[rows]
+        dataset = dataset.dataset
+    if not isinstance(dataset, ArrayDataset):
+        raise TypeError(f"dataset must be an ArrayDataset or a Subset of one, got {dataset!r}")
+    return dataset, rows
+
+
+def is_array_dataset(dataset: Any) -> bool:
+    """Tell whether the dataset is an `ArrayDataset` or a (nested) Subset of one."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return isinstance(dataset, ArrayDataset)
+
+
+def targets_of(dataset: Any) -> np.ndarray:
+    """Return the integer targets of a dataset without fetching its inputs where it can be helped.
+
+    Looks for ``targets`` (torchvision), ``labels``, ``y`` (skorch) and a TensorDataset's last
+    tensor, through Subsets; otherwise walks over the rows.
+
+    Parameters
+    ----------
+    dataset : torch Dataset
+        A dataset of ``(input, target)`` pairs, or a (nested) Subset of one.
+
+    Returns
+    -------
+    targets : ndarray of shape (n,)
+        The targets, as they are.
+
+    Raises
+    ------
+    TypeError
+        If the dataset has no length, or its rows are not pairs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.utils.data import Subset, TensorDataset
+    >>> from imbmargin.data.batches import targets_of
+    >>> data = TensorDataset(torch.zeros(4, 2), torch.tensor([3, 1, 2, 0]))
+    >>> targets_of(Subset(data, [0, 2]))
+    array([3, 2])
+    """
+    if isinstance(dataset, Subset):
+        return targets_of(dataset.dataset)[np.asarray(dataset.indices)]
+    candidates: Sequence[Any] = [getattr(dataset, k, None) for k in ("targets", "labels", "y")]
+    tensors = getattr(dataset, "tensors", None)
+    if isinstance(tensors, tuple) and len(tensors) > 1:
+        candidates = [*candidates, tensors[-1]]
+    for found in candidates:
+        # An attribute of this name may hold something else, such as the names of the classes.
+        if hasattr(found, "__len__") and len(found) == len(dataset):
+            return np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
+    try:
+        return np.array([int(dataset[i][1]) for i in range(len(dataset))])
+    except (TypeError, IndexError, ValueError) as error:
+        raise TypeError(
+            "X must be a torch Dataset with a length whose rows are (input, target) pairs, got "
+            f"{type(dataset).__name__}; give it an attribute `targets` with all labels"
+        ) from error

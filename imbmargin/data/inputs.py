@@ -1,0 +1,257 @@
+"""What fit and predict accept as X and y, checked and brought into one form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
+
+from imbmargin.data.batches import targets_of
+
+__all__ = ["Layout", "check_inputs", "check_labels", "check_weights", "encode", "find_layout"]
+
+_CHANNELS = (1, 3)
+_CHUNK_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of X lie, and what a module gets to see.
+
+    Parameters
+    ----------
+    kind : {"rows", "nchw", "nhwc", "flat"}
+        Rows of a table, images with channels first or last, or images flattened to rows.
+    shape : tuple of int
+        Shape of one sample as the module sees it: (features,) or (channels, height, width).
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """(channels, height, width), or None for rows of a table."""
+        return None if self.kind == "rows" else self.shape
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as it lies in X."""
+        if self.kind == "nhwc":
+            return (*self.shape[1:], self.shape[0])
+        return (prod(self.shape),) if self.kind == "flat" else self.shape
+
+    def to_module(self, x: torch.Tensor) -> torch.Tensor:
+        """Bring a batch into the module's shape; images come channels-last in memory.
+
+        A batch that has this shape already stays as it is.
+        """
+        if self.kind == "rows":
+            return x
+        if x.shape[1:] != self.shape:
+            x = x.permute(0, 3, 1, 2) if self.kind == "nhwc" else x.reshape(-1, *self.shape)
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+def find_layout(shape: tuple[int, ...], image_shape: tuple[int, int, int] | None) -> Layout:
+    """Tell rows of a table from images, and where the channels of images are.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of X.
+    image_shape : tuple of int, or None
+        (channels, height, width), where the user gave it.
+
+    Raises
+    ------
+    ValueError
+        If the shape fits neither, or the channels could be first or last.
+
+    Examples
+    --------
+    >>> from imbmargin.data.inputs import find_layout
+    >>> find_layout((100, 32, 32, 3), None)
+    Layout(kind='nhwc', shape=(3, 32, 32))
+    >>> find_layout((100, 64), (1, 8, 8)).kind
+    'flat'
+    """
+    if len(shape) not in (2, 4):
+        raise ValueError(
+            f"Found array with dim {len(shape)}, shape {shape}. X must be 2-D rows of a table "
+            "(n, features) or 4-D images (n, channels, height, width) or (n, height, width, "
+            "channels); give grey images a channel axis, X[:, None], or flatten them with "
+            "X.reshape(len(X), -1) and pass image_shape"
+        )
+    if image_shape is None:
+        return Layout("rows", shape[1:]) if len(shape) == 2 else _guess(shape)
+    image_shape = tuple(int(size) for size in image_shape)  # type: ignore[assignment]
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(
+            f"image_shape must be (channels, height, width), got {image_shape}; "
+            "for example (3, 32, 32)"
+        )
+    for kind in ("nchw", "nhwc", "flat"):
+        layout = Layout(kind, image_shape)
+        if shape[1:] == layout.sample_shape:
+            return layout
+    raise ValueError(
+        f"image_shape={image_shape} does not fit X of shape {shape}; samples must have the shape "
+        f"{image_shape}, {(*image_shape[1:], image_shape[0])} or ({prod(image_shape)},)"
+    )
+
+
+def _guess(shape: tuple[int, ...]) -> Layout:
+    first, last = shape[1] in _CHANNELS, shape[3] in _CHANNELS
+    if first and not last:
+        return Layout("nchw", shape[1:])
+    if last and not first:
+        return Layout("nhwc", (shape[3], *shape[1:3]))
+    raise ValueError(
+        f"X of shape {shape} is ambiguous: neither axis 1 nor axis 3 alone has the 1 or 3 channels "
+        "of an image; pass image_shape=(channels, height, width), for example "
+        f"image_shape={shape[1:]} for channels first"
+    )
+
+
+def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
+    """Check X as scikit-learn does, and return it as an array, a CSR matrix or a memory map.
+
+    float32 and uint8 data are not copied; a memory map is read in chunks and never as a whole.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Gets ``n_features_in_`` and ``feature_names_in_`` with ``reset=True``, is held to them
+        otherwise.
+    X : array-like, tensor, DataFrame or sparse matrix
+        The input.
+    reset : bool
+        Whether this is the data that the estimator is fitted to.
+
+    Raises
+    ------
+    ValueError
+        If X has NaN or infinite values, no rows, or another width than at fit.
+    """
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu()
+        X = (X.float() if X.dtype in (torch.float16, torch.bfloat16) else X).numpy()
+    if isinstance(X, np.memmap):
+        _check_memmap(X)
+        validate_data(estimator, X, skip_check_array=True, reset=reset)
+        return X
+    return validate_data(
+        estimator,
+        X,
+        reset=reset,
+        accept_sparse="csr",
+        accept_large_sparse=False,
+        # The first is what everything else becomes.
+        dtype=[np.float32, np.uint8],
+        allow_nd=True,
+    )
+
+
+def _check_memmap(X: np.memmap) -> None:
+    if X.ndim < 2 or X.shape[0] < 1 or X.dtype.kind not in "fiub":
+        raise ValueError(
+            f"X must be a memory map of numbers with at least one row and 2 or 4 dimensions, got "
+            f"dtype {X.dtype} and shape {X.shape}"
+        )
+    if X.dtype.kind != "f":
+        return
+    rows = max(1, _CHUNK_BYTES // max(1, X[0].nbytes))
+    limit = np.finfo(np.float32).max
+    for start in range(0, len(X), rows):
+        # The comparison is False for NaN.
+        if not (np.abs(X[start : start + rows]) <= limit).all():
+            raise ValueError(
+                f"Input X contains NaN, infinity or a value too large for dtype('float32') "
+                f"between rows {start} and {min(start + rows, len(X)) - 1}; "
+                "impute or remove these rows"
+            )
+
+
+def check_labels(y: Any, n_rows: int) -> np.ndarray:
+    """Return y as a 1-D array of class labels, one for each row.
+
+    Raises
+    ------
+    ValueError
+        If y has another length, is continuous, or has missing values.
+    """
+    if isinstance(y, torch.Tensor):
+        y = y.detach().cpu().numpy()
+    labels = column_or_1d(y, warn=True)
+    if labels.shape[0] != n_rows:
+        raise ValueError(
+            f"Found input variables with inconsistent numbers of samples: X has {n_rows} rows and "
+            f"y has {labels.shape[0]} labels; they must be the same"
+        )
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise ValueError("Input y contains NaN or infinity; remove the rows without a label")
+    check_classification_targets(labels)
+    return labels
+
+
+def encode(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Turn labels into the numbers 0..K-1 of their classes.
+
+    Raises
+    ------
+    ValueError
+        If a label is not among the classes.
+    """
+    unknown = np.setdiff1d(labels, classes)
+    if len(unknown):
+        raise ValueError(
+            f"y has labels {unknown.tolist()} that are not among the classes {classes.tolist()}; "
+            "pass all classes with the first call of partial_fit, or call fit"
+        )
+    order = np.argsort(classes)
+    return order[np.searchsorted(classes, labels, sorter=order)]
+
+
+def check_weights(sample_weight: Any, X: Any, target: np.ndarray) -> np.ndarray:
+    """Return the sample weights as float64, one for each row.
+
+    Raises
+    ------
+    ValueError
+        If a weight is negative or not finite, or if only one class has any weight.
+    """
+    weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+    if len(np.unique(target[weight > 0])) < 2:
+        raise ValueError(
+            "sample_weight is above zero for fewer than two classes; "
+            "a classifier needs rows of at least two classes"
+        )
+    return weight
+
+
+def check_dataset_targets(dataset: Any, num_classes: int | None = None) -> np.ndarray:
+    """Return the targets of a torch Dataset, which must be 0..K-1.
+
+    Raises
+    ------
+    ValueError
+        If they are not integers from 0 on.
+    """
+    target = targets_of(dataset)
+    if target.dtype.kind not in "iub" or target.min(initial=0) < 0:
+        raise ValueError(
+            f"the targets of a torch Dataset must be the integers 0..K-1, got "
+            f"{np.unique(target)[:10].tolist()} of dtype {target.dtype}; encode them, for example "
+            "with sklearn.preprocessing.LabelEncoder"
+        )
+    if num_classes is not None and target.max(initial=0) >= num_classes:
+        raise ValueError(
+            f"the Dataset has the target {target.max()}, but there are only {num_classes} classes"
+        )
+    return target.astype(np.int64)

@@ -1,0 +1,457 @@
+"""The estimator: a skorch classifier that keeps scikit-learn's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from skorch.callbacks import EpochScoring, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
+from skorch.utils import TeeGenerator, to_tensor
+from torch.utils.data import DataLoader, Subset
+
+from imbmargin.callbacks import (
+    DeferredResampling,
+    DeferredReweighting,
+    LearningRateSchedule,
+    resolve_epoch,
+)
+from imbmargin.contract import ContractClassifier
+from imbmargin.data.augment import make_augment
+from imbmargin.data.batches import ArrayBatches, ArrayDataset, is_array_dataset, targets_of
+from imbmargin.data.split import StratifiedSplit
+from imbmargin.metrics import balanced_accuracy
+from imbmargin.modules import MODULES, channel_statistics
+from imbmargin.parts import (
+    adapt_module,
+    check_module,
+    loss_arguments,
+    module_arguments,
+    optimizer_defaults,
+    resolve_loss,
+    resolve_module,
+    resolve_precision,
+)
+from imbmargin.randomness import isolated_random_state
+from imbmargin.samplers import ClassSampler
+from imbmargin.weights import class_counts, class_rates, class_weights
+
+__all__ = ["MaxMarginClassifier"]
+
+# Rows of a torch Dataset from which the input statistics are learned: decoding is what it costs.
+_STATISTICS_ROWS = 10_000
+_STATISTICS_BATCH = 1024
+_ARRAY_ARGUMENTS = {"batch_size", "sampler"}
+_ALL_ROWS = ("batch_size", -1)
+
+
+def _balanced_accuracy_scorer(net: Any, X: Any, y: Any) -> float:
+    return balanced_accuracy(y, net.predict(X))
+
+
+class MaxMarginClassifier(ContractClassifier):
+    """Neural network classifier for imbalanced data, with maximum-margin loss and deferral.
+
+    A method is five independent choices: the loss, the class weights, the sampling, from which
+    epoch each applies, and the head of the network. Every row of the paper's table is such a
+    choice (`imbmargin.make_classifier`). It is a scikit-learn classifier and a
+    `skorch.NeuralNetClassifier` at once.
+
+    Parameters
+    ----------
+    module : str, Module class or instance, default="auto"
+        The network. "auto" is an MLP for rows of a table and a ResNet-32 for images; a name is a
+        key of `imbmargin.modules.MODULES`. ``module__*`` reaches its constructor; the arguments
+        ``num_classes``, ``in_features`` and ``in_channels`` are filled in from the data where the
+        constructor takes them. Of an instance a copy is trained, which starts from its weights;
+        an attribute ``head`` with another number of outputs is replaced.
+    loss : str or Module class, default="mm"
+        A key of `imbmargin.losses.LOSSES`, or a class. ``criterion__*`` reaches its constructor.
+    delta_neg : float, default=0.6
+        δ⁻ of the losses "mm" and "mm_ldam": larger means a smaller margin.
+    beta : float, default=1.5
+        β of the losses "mm" and "mm_ldam": δ⁺ = β δ⁻.
+    class_weight : {"inverse", "balanced", "effective_number"}, dict, callable or None, \
+default=None
+        Weights of the classes in the loss, from the class counts of the training part: a scheme,
+        a dict by label, or a function of the counts. With ``drw_epoch`` set, None means
+        "effective_number" (β = 0.9999), as in the paper.
+    drw_epoch : int, float or None, default=None
+        Deferred re-weighting: epochs completed before the class weights switch on. A float is a
+        fraction of ``max_epochs``. None: from the start, if ``class_weight`` is given.
+    resample : {"class_balanced", "square_root", "progressive", "effective_number"}, dict, \
+callable or None, default=None
+        Rates at which classes are drawn in an epoch: a scheme, a dict of relative rates by label,
+        or a function of the counts. With ``drs_epoch`` set, None means "effective_number".
+    drs_epoch : int, float or None, default=None
+        Deferred re-sampling: epochs completed before the rates switch on.
+    augment : {"auto", "crop", "flip", "crop_flip"}, callable or None, default="auto"
+        Augmentation of training images, a whole batch at once. "auto": crop and flip for colour
+        images, crop for others, nothing for tables. A callable gets a batch (n, C, H, W).
+    image_shape : tuple of int, default=None
+        (channels, height, width) of images that come flattened to rows, so that 2-D tools can
+        stand before the network, or whose channel axis is ambiguous.
+    optimizer : torch optimizer class or "auto", default="auto"
+        "auto": SGD with momentum 0.9 and weight decay 2e-4 for images (the paper's), AdamW for
+        tables. ``optimizer__*`` reaches its constructor.
+    lr : float or "auto", default="auto"
+        Initial learning rate. "auto": 0.1 for images, 2e-3 for tables, and its own default for an
+        optimizer that you choose.
+    lr_schedule : {"auto", "step", "cosine"}, callable or None, default="auto"
+        Factor of the learning rate by epoch, see `imbmargin.callbacks.LearningRateSchedule`.
+        "auto": "step", the paper's, unless ``callbacks`` brings a skorch LRScheduler.
+    max_epochs : int, default=200
+        Passes over the training part.
+    batch_size : int, default=128
+        Rows of a batch; -1 takes all.
+    precision : {"float32", "bfloat16", "float16", "auto"}, default="float32"
+        Type of the network's arithmetic (autocast); losses are computed in float32. "float16"
+        needs CUDA. "auto": bfloat16 on CUDA devices that have it, else float32.
+    device : str, default="auto"
+        "auto": CUDA where there is one, else the CPU.
+    train_split : float, callable or None, default=None
+        Validation part: a fraction of each class, or a skorch split such as
+        `skorch.helper.predefined_split`. None: all rows train.
+    warm_start : bool, default=False
+        Whether fit goes on from the weights that are there.
+    verbose : int, default=0
+        1 prints a line each epoch.
+    random_state : int, RandomState or None, default=None
+        Seed of weights, sampling, augmentation and split. The same int gives the same result, bit
+        for bit on the CPU. The global random states are left as they were.
+    callbacks : list, default=None
+        skorch callbacks, such as `imbmargin.callbacks.EarlyStopping`.
+    dataset : Dataset class, default=ArrayDataset
+        Wraps the arrays.
+    iterator_train, iterator_valid : class or "auto", default="auto"
+        "auto": whole-batch indexing of arrays, a DataLoader for torch Datasets or when
+        ``iterator_train__*`` gives arguments of one.
+    **kwargs
+        Further arguments of `skorch.NeuralNetClassifier`, and those of parts: ``module__*``,
+        ``criterion__*``, ``optimizer__*``, ``callbacks__*``, ``iterator_train__*``.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (K,)
+        The class labels.
+    class_counts_ : ndarray of int64, shape (K,)
+        Rows of each class in the training part; calls of ``partial_fit`` add up.
+    n_features_in_ : int
+        Columns of X; for 4-D images the size of axis 1.
+    feature_names_in_ : ndarray of str
+        Names of the columns, if X has string names.
+    history_ : skorch History
+        A row for each epoch.
+    module_, criterion_, optimizer_ : object
+        The fitted parts.
+    logit_scale_ : float
+        Scale s of the loss, by which logits are multiplied in ``predict_proba``.
+
+    See Also
+    --------
+    imbmargin.make_classifier : A method by its name in the paper.
+    imblearn.ensemble.BalancedRandomForestClassifier : Trees for the same task.
+
+    Notes
+    -----
+    X may be an array, DataFrame, tensor, SciPy sparse matrix (made dense a batch at a time),
+    memory map (never read as a whole), 4-D images with channels first or last, or a torch Dataset
+    with targets 0..K-1.
+
+    Class counts, weights and samplers see the training part only. Training data are shuffled in
+    every epoch.
+
+    References
+    ----------
+    .. [1] Kang, Vu, Yoo, "Learning Imbalanced Datasets with Maximum Margin Loss", ICIP 2021.
+    .. [2] Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+       NeurIPS 2019.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_wine
+    >>> from imbmargin import MaxMarginClassifier, make_long_tailed
+    >>> X, y = load_wine(return_X_y=True)
+    >>> X_lt, y_lt = make_long_tailed(X, y, imbalance_ratio=5, random_state=0)
+    >>> clf = MaxMarginClassifier(loss="mm_ldam", drw_epoch=0.8, max_epochs=30, random_state=0)
+    >>> clf = clf.fit(X_lt, y_lt)
+    >>> clf.score(X, y) > 0.9
+    True
+    """
+
+    def __init__(
+        self,
+        module: Any = "auto",
+        *,
+        loss: Any = "mm",
+        delta_neg: float = 0.6,
+        beta: float = 1.5,
+        class_weight: Any = None,
+        drw_epoch: Any = None,
+        resample: Any = None,
+        drs_epoch: Any = None,
+        augment: Any = "auto",
+        image_shape: tuple[int, int, int] | None = None,
+        optimizer: Any = "auto",
+        lr: Any = "auto",
+        lr_schedule: Any = "auto",
+        max_epochs: int = 200,
+        batch_size: int = 128,
+        precision: str = "float32",
+        device: Any = "auto",
+        train_split: Any = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        random_state: Any = None,
+        callbacks: Any = None,
+        dataset: Any = ArrayDataset,
+        iterator_train: Any = "auto",
+        iterator_valid: Any = "auto",
+        **kwargs: Any,
+    ) -> None:
+        if "criterion" in kwargs:
+            raise TypeError("criterion is called `loss` here; its arguments are criterion__*")
+        super().__init__(
+            module,
+            optimizer=optimizer,
+            lr=lr,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            device=device,
+            train_split=train_split,
+            warm_start=warm_start,
+            verbose=verbose,
+            callbacks=callbacks,
+            dataset=dataset,
+            iterator_train=iterator_train,
+            iterator_valid=iterator_valid,
+            **kwargs,
+        )
+        self.loss = loss
+        self.delta_neg = delta_neg
+        self.beta = beta
+        self.class_weight = class_weight
+        self.drw_epoch = drw_epoch
+        self.resample = resample
+        self.drs_epoch = drs_epoch
+        self.augment = augment
+        self.image_shape = image_shape
+        self.lr_schedule = lr_schedule
+        self.precision = precision
+        self.random_state = random_state
+
+    def get_params_for(self, prefix: str) -> dict[str, Any]:
+        """Collect the arguments of a part; sizes that come from the data are filled in here."""
+        given = super().get_params_for(prefix)
+        if prefix == "module":
+            module = resolve_module(self.module, self._layout)
+            if not isinstance(module, torch.nn.Module):
+                loss = resolve_loss(self.loss)
+                sizes = module_arguments(module, self._layout, self._num_classes, loss)
+                return {**sizes, **given}
+        elif prefix == "criterion":
+            own = {"delta_neg": self.delta_neg, "beta": self.beta}
+            return {**loss_arguments(resolve_loss(self.loss), own, self.module_), **given}
+        return given
+
+    def get_params_for_optimizer(
+        self, prefix: str, named_parameters: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Collect the arguments of the optimizer, with what "auto" stands for."""
+        args, given = super().get_params_for_optimizer(prefix, named_parameters)
+        if given["lr"] == "auto":
+            del given["lr"]
+        if self.optimizer == "auto":
+            given = {**optimizer_defaults(self._layout)[1], **given}
+        return args, given
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Any]]:
+        class_weight, resample, schedule = self.class_weight, self.resample, self.lr_schedule
+        if class_weight is None and self.drw_epoch is not None:
+            class_weight = "effective_number"
+        if resample is None and self.drs_epoch is not None:
+            resample = "effective_number"
+        if isinstance(schedule, str) and schedule == "auto":
+            schedule = None if self._has_own_schedule() else "step"
+        return [
+            ("epoch_timer", EpochTimer()),
+            ("train_loss", PassthroughScoring("train_loss", on_train=True)),
+            ("valid_loss", PassthroughScoring("valid_loss")),
+            (
+                "valid_balanced_accuracy",
+                EpochScoring(
+                    _balanced_accuracy_scorer,
+                    name="valid_balanced_accuracy",
+                    lower_is_better=False,
+                ),
+            ),
+            ("reweighting", DeferredReweighting(self.drw_epoch, class_weight)),
+            ("resampling", DeferredResampling(self.drs_epoch, resample)),
+            ("lr_schedule", LearningRateSchedule(schedule)),
+            ("print_log", PrintLog()),
+        ]
+
+    def _has_own_schedule(self) -> bool:
+        if not isinstance(self.callbacks, (list, tuple)):
+            return False
+        found = [item[1] if isinstance(item, (list, tuple)) else item for item in self.callbacks]
+        return any(cb is LRScheduler or isinstance(cb, LRScheduler) for cb in found)
+
+    def initialize_module(self) -> MaxMarginClassifier:
+        """Make the network; sizes come from the data."""
+        module = resolve_module(self.module, self._layout)
+        arguments = self.get_params_for("module")
+        with isolated_random_state(self.seed_, 0, device=self.device):
+            if isinstance(module, torch.nn.Module) and not arguments:
+                built = adapt_module(module, self._layout, self._num_classes)
+            else:
+                built = self.initialized_instance(module, arguments)
+            if module not in MODULES.values() and None not in (self._layout, self._num_classes):
+                check_module(built, self._layout, self._num_classes)
+        if self._layout is not None and self._layout.image_shape is not None:
+            built = built.to(memory_format=torch.channels_last)
+        self.module_ = built
+        return self
+
+    def initialize_criterion(self) -> MaxMarginClassifier:
+        """Make the loss, and bind the class counts if they are known."""
+        loss = resolve_loss(self.loss)
+        self.criterion_ = self.initialized_instance(loss, self.get_params_for("criterion"))
+        self.logit_scale_ = float(getattr(self.criterion_, "scale", 1.0))
+        return self
+
+    def initialize_optimizer(self, *_: Any) -> MaxMarginClassifier:
+        """Make the optimizer, and the gradient scaler that float16 needs."""
+        args, kwargs = self.get_params_for_optimizer("optimizer", self.get_all_learnable_params())
+        auto = self.optimizer == "auto"
+        optimizer = optimizer_defaults(self._layout)[0] if auto else self.optimizer
+        self.optimizer_ = optimizer(*args, **kwargs)
+        half = resolve_precision(self.precision, self.device) == torch.float16
+        self.grad_scaler_ = torch.amp.GradScaler() if half else None
+        return self
+
+    def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
+        """Split off the validation part, and bind to the loss what the training part shows."""
+        dataset = self.get_dataset(X, y)
+        if not self.train_split:
+            train, valid = dataset, None
+        else:
+            numeric = isinstance(self.train_split, Real)
+            split = StratifiedSplit(self.train_split) if numeric else self.train_split
+            train, valid = split(dataset, targets_of(dataset), **fit_params)
+        self._bind_training_part(train)
+        return train, valid
+
+    def _bind_training_part(self, train: Any) -> None:
+        counts = class_counts(targets_of(train), len(self.classes_))
+        # Calls of partial_fit see one stream of rows.
+        if self.open_ended_ and len(self.history):
+            counts = counts + self.class_counts_
+        self.class_counts_ = counts
+        if hasattr(self.criterion_, "set_class_counts"):
+            self.criterion_.set_class_counts(torch.as_tensor(counts, device=self.device))
+        norm = getattr(self.module_, "input_norm", None)
+        if norm is not None and not norm.is_fitted:
+            norm.set_statistics(*channel_statistics(self._statistics_batches(train)))
+        shape = None if self._layout is None else self._layout.image_shape
+        self.augment_ = make_augment(self.augment, shape)
+
+    def _statistics_batches(self, train: Any) -> Iterator[torch.Tensor]:
+        if is_array_dataset(train):
+            batches: Any = ArrayBatches(train, _STATISTICS_BATCH)
+        else:
+            rows = np.linspace(0, len(train) - 1, min(len(train), _STATISTICS_ROWS)).astype(int)
+            batches = self.get_iterator(Subset(train, rows.tolist()))
+        for x, _ in batches:
+            x = x if self._layout is None else self._layout.to_module(x)
+            # An MLP on images takes each pixel for a column.
+            yield x if x.shape[1] == self.module_.input_norm.num_channels else x.flatten(1)
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        """Return the batches: whole-batch indexing of arrays, else a DataLoader."""
+        prefix = "iterator_train" if training else "iterator_valid"
+        factory, kwargs = getattr(self, prefix), self.get_params_for(prefix)
+        kwargs.setdefault("batch_size", self.batch_size)
+        if kwargs["batch_size"] == -1:
+            kwargs["batch_size"] = len(dataset)
+        if factory not in ("auto", DataLoader):
+            return factory(dataset, **kwargs)
+        if training and not kwargs.keys() & {"sampler", "batch_sampler", "shuffle"}:
+            kwargs["sampler"] = ClassSampler(targets_of(dataset), self._num_classes)
+            # Where DeferredResampling finds it.
+            dataset.class_sampler = kwargs["sampler"]
+        if factory == "auto" and is_array_dataset(dataset) and kwargs.keys() <= _ARRAY_ARGUMENTS:
+            return ArrayBatches(dataset, **kwargs)
+        return DataLoader(dataset, **kwargs)
+
+    def _check_parameters(self) -> None:
+        resolve_precision(self.precision, self.device)
+        resolve_loss(self.loss)
+        resolve_module(self.module, None)
+        for name, least in (("max_epochs", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or (value < least and (name, value) != _ALL_ROWS):
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("drw_epoch", "drs_epoch"):
+            resolve_epoch(getattr(self, name), self.max_epochs, name, self.open_ended_)
+
+    def _check_targets(self, target: np.ndarray) -> None:
+        # A wrong scheme is an error now, not at the epoch when it switches on.
+        counts = class_counts(target, len(self.classes_))
+        class_weights(counts, self.class_weight, classes=self.classes_)
+        class_rates(counts, self.resample, classes=self.classes_)
+
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Augment the batch on the device, then forward and backward."""
+        return super().train_step_single(self._augmented(batch), **fit_params)
+
+    def _augmented(self, batch: Any) -> Any:
+        if self.augment_ is None:
+            return batch
+        x, y = batch
+        return self.augment_(self._to_module(x)), y
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take one optimization step; in float16 the gradients are scaled."""
+        if self.grad_scaler_ is None:
+            return super().train_step(batch, **fit_params)
+        scaler = self.grad_scaler_
+        self._set_training(True)
+        self.optimizer_.zero_grad()
+        x, y = self._augmented(batch)
+        y_pred = self.infer(x, **fit_params)
+        loss = self.get_loss(y_pred, y, X=x, training=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(self.optimizer_)
+        named = TeeGenerator(self.get_all_learnable_params())
+        self.notify("on_grad_computed", named_parameters=named, batch=batch, training=True)
+        scaler.step(self.optimizer_)
+        scaler.update()
+        return {"loss": loss, "y_pred": y_pred}
+
+    def infer(self, x: Any, **fit_params: Any) -> Any:
+        """Run the network on a batch, in its shape, device and precision."""
+        x = self._to_module(x)
+        if (
+            isinstance(x, torch.Tensor)
+            and not x.is_floating_point()
+            and not hasattr(self.module_, "input_norm")
+        ):
+            x = x.float()
+        dtype = resolve_precision(self.precision, self.device)
+        if dtype is None:
+            return super().infer(x, **fit_params)
+        with torch.autocast(torch.device(self.device).type, dtype=dtype):
+            return super().infer(x, **fit_params)
+
+    def get_loss(
+        self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
+    ) -> torch.Tensor:
+        """Return the loss of a batch; with sample weights ``y_true`` is (target, weight)."""
+        y_true = to_tensor(y_true, device=self.device)
+        if isinstance(y_true, (tuple, list)):
+            return self.criterion_(y_pred, *y_true)
+        return self.criterion_(y_pred, y_true)

@@ -1,0 +1,180 @@
+"""The methods of the paper's Table 1, as constructor arguments."""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from imbmargin.estimator import MaxMarginClassifier
+
+__all__ = ["METHODS", "SOURCES", "make_classifier", "paper_margins", "published_error"]
+
+# The paper's 200 epochs defer to epoch 160; as a fraction it holds for every length.
+_DEFERRED = 0.8
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ERM": {"loss": "cross_entropy"},
+    "Focal": {"loss": "focal"},
+    "LDAM": {"loss": "ldam"},
+    "MM": {"loss": "mm"},
+    "CB-RS": {"loss": "cross_entropy", "resample": "effective_number"},
+    "CB-RW": {"loss": "cross_entropy", "class_weight": "effective_number"},
+    "CB-Focal": {"loss": "focal", "class_weight": "effective_number"},
+    "HG-DRS": {"loss": "hinge", "resample": "effective_number", "drs_epoch": _DEFERRED},
+    "LDAM-HG-DRS": {"loss": "ldam_hinge", "resample": "effective_number", "drs_epoch": _DEFERRED},
+    "M-DRW": {
+        "loss": "uniform_margin",
+        "class_weight": "effective_number",
+        "drw_epoch": _DEFERRED,
+    },
+    "LDAM-DRW": {"loss": "ldam", "class_weight": "effective_number", "drw_epoch": _DEFERRED},
+    "MM-DRW": {"loss": "mm", "class_weight": "effective_number", "drw_epoch": _DEFERRED},
+    "MM-LDAM-DRW": {"loss": "mm_ldam", "class_weight": "effective_number", "drw_epoch": _DEFERRED},
+}
+"""Name in the paper -> arguments of `MaxMarginClassifier`.
+
+The head is the one that the loss asks for: normalised (cosine) for the margin and hinge losses,
+linear for the others. ``delta_neg`` and ``beta`` are the estimator's defaults, those of CIFAR-10
+long-tailed 100; `paper_margins` has the other settings.
+"""
+
+SOURCES: dict[str, str] = {
+    "ERM": "cross-entropy",
+    "Focal": "Lin et al., ICCV 2017; softmax form, gamma 1",
+    "LDAM": "Cao et al., NeurIPS 2019",
+    "MM": "Kang et al., ICIP 2021",
+    "CB-RS": "Cui et al., CVPR 2019; Cao et al., NeurIPS 2019",
+    "CB-RW": "Cui et al., CVPR 2019",
+    "CB-Focal": "Cui et al., CVPR 2019",
+    "HG-DRS": "Cao et al., NeurIPS 2019; margin and head unpublished",
+    "LDAM-HG-DRS": "Cao et al., NeurIPS 2019; head unpublished",
+    "M-DRW": "Cao et al., NeurIPS 2019; margin unpublished",
+    "LDAM-DRW": "Cao et al., NeurIPS 2019",
+    "MM-DRW": "Kang et al., ICIP 2021",
+    "MM-LDAM-DRW": "Kang et al., ICIP 2021",
+}
+
+
+def make_classifier(
+    name: str, *, setting: str | None = None, **overrides: Any
+) -> MaxMarginClassifier:
+    """Make the classifier of a method by its name in the paper.
+
+    Parameters
+    ----------
+    name : str
+        A key of `METHODS`.
+    setting : str, default=None
+        A setting of the paper, such as "cifar100_step_10": the MM methods then take its
+        ``delta_neg`` and ``beta``. By default those of "cifar10_lt_100".
+    **overrides
+        Arguments of `MaxMarginClassifier`, before those of the method.
+
+    Returns
+    -------
+    classifier : MaxMarginClassifier
+        Not fitted.
+
+    Raises
+    ------
+    ValueError
+        If the method or the setting is unknown.
+
+    Examples
+    --------
+    >>> from imbmargin import make_classifier
+    >>> clf = make_classifier("MM-LDAM-DRW", max_epochs=200)
+    >>> clf.loss, clf.drw_epoch
+    ('mm_ldam', 0.8)
+    >>> make_classifier("MM-DRW", setting="cifar100_lt_100").delta_neg
+    1.2
+    """
+    if name not in METHODS:
+        raise ValueError(f"name must be one of {list(METHODS)}, got {name!r}")
+    margins = {} if setting is None else paper_margins(setting)
+    return MaxMarginClassifier(**{**METHODS[name], **margins, **overrides})
+
+
+def paper_margins(setting: str) -> dict[str, float]:
+    """Return delta_neg and beta of a setting of the paper (Tables 2 and 3, best row of MM-DRW).
+
+    They were chosen on the test set. For MM and MM-LDAM-DRW none were published.
+
+    Parameters
+    ----------
+    setting : str
+        Data set, "lt" or "step", and imbalance ratio, such as "cifar10_lt_100".
+
+    Returns
+    -------
+    margins : dict
+        ``delta_neg`` and ``beta``.
+
+    Raises
+    ------
+    ValueError
+        If the setting is not in the paper.
+
+    Examples
+    --------
+    >>> from imbmargin.methods import paper_margins
+    >>> paper_margins("cifar10_step_10")
+    {'delta_neg': 2.1, 'beta': 1.0}
+    """
+    kinds = {"long_tailed": "lt", "step": "step"}
+    rows = [
+        row
+        for row in _table("mm_drw.csv")
+        if f"{row['dataset']}_{kinds[row['imbalance']]}_{row['ratio']}" == setting
+    ]
+    if not rows:
+        raise ValueError(f"setting must be one of {_settings()}, got {setting!r}")
+    best = min(rows, key=lambda row: float(row["top1_error"]))
+    return {"delta_neg": float(best["delta_neg"]), "beta": float(best["beta"])}
+
+
+def published_error(name: str, setting: str) -> float | None:
+    """Return the error (%) that Table 1 prints for a method, or None for an empty cell.
+
+    Parameters
+    ----------
+    name : str
+        Name of the method in the table.
+    setting : str
+        As in `paper_margins`.
+
+    Returns
+    -------
+    error : float or None
+        Best epoch of one run, chosen on the test set.
+
+    Raises
+    ------
+    ValueError
+        If the method or the setting is not in the table.
+
+    Examples
+    --------
+    >>> from imbmargin.methods import published_error
+    >>> published_error("MM-LDAM-DRW", "cifar10_lt_100")
+    21.37
+    """
+    rows = {row["method"]: row for row in _table("table1.csv")}
+    if name not in rows:
+        raise ValueError(f"name must be one of {list(rows)}, got {name!r}")
+    if setting not in _settings():
+        raise ValueError(f"setting must be one of {_settings()}, got {setting!r}")
+    cell = rows[name][setting]
+    return float(cell) if cell else None
+
+
+def _settings() -> list[str]:
+    return [column for column in _table("table1.csv")[0] if column != "method"]
+
+
+@cache
+def _table(file: str) -> list[dict[str, str]]:
+    text = resources.files("imbmargin").joinpath("published", file).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))

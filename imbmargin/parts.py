@@ -1,0 +1,219 @@
+"""From constructor arguments to parts: device, precision, module, loss and optimizer."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from imbmargin.data.inputs import Layout
+from imbmargin.losses import LOSSES
+from imbmargin.losses._base import ClassCountLoss
+from imbmargin.modules import MODULES, replace_head
+
+__all__ = [
+    "adapt_module",
+    "check_module",
+    "loss_arguments",
+    "module_arguments",
+    "optimizer_defaults",
+    "resolve_device",
+    "resolve_loss",
+    "resolve_module",
+    "resolve_precision",
+]
+
+_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(device: Any) -> Any:
+    """Return the device that "auto" stands for: CUDA where there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the device is unknown, or a CUDA device that this machine does not have.
+    """
+    if device is None or isinstance(device, torch.device):
+        return device
+    if device == "auto":
+        return _auto_device()
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}"
+        ) from error
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; "
+            "pass device='cpu' or device='auto'"
+        )
+    return device
+
+
+@cache
+def _auto_device() -> str:
+    # Asked for with every batch, and the answer costs a call of the driver.
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_precision(precision: str, device: Any) -> torch.dtype | None:
+    """Return the autocast type of a precision, or None for float32.
+
+    Raises
+    ------
+    ValueError
+        If the precision is unknown, or float16 on a device other than CUDA.
+    """
+    on_cuda = torch.device(device or "cpu").type == "cuda"
+    if precision == "auto":
+        return torch.bfloat16 if on_cuda and torch.cuda.is_bf16_supported() else None
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision must be one of {[*_PRECISIONS, 'auto']}, got {precision!r}")
+    if precision == "float16" and not on_cuda:
+        raise ValueError(
+            f"precision='float16' needs a CUDA device, got device={device!r}; "
+            "use 'bfloat16' or 'float32'"
+        )
+    return _PRECISIONS[precision]
+
+
+def resolve_loss(loss: Any) -> Any:
+    """Return the class (or other callable) that makes the loss.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown.
+    """
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(
+                f"loss must be one of {sorted(LOSSES)} or a Module class, got {loss!r}"
+            )
+        return LOSSES[loss]
+    if isinstance(loss, nn.Module) or callable(loss):
+        return loss
+    raise ValueError(f"loss must be one of {sorted(LOSSES)} or a Module class, got {loss!r}")
+
+
+def resolve_module(module: Any, layout: Layout | None) -> Any:
+    """Return the class, or the instance, that "auto" or a name stands for.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or a network for images is asked for rows of a table.
+    """
+    if isinstance(module, str) and module == "auto":
+        module = "mlp" if layout is None or layout.image_shape is None else "resnet32"
+    if isinstance(module, str):
+        if module not in MODULES:
+            raise ValueError(
+                f"module must be one of {['auto', *sorted(MODULES)]}, a Module class or an "
+                f"instance, got {module!r}"
+            )
+        found = MODULES[module]
+        images = "in_channels" in inspect.signature(found).parameters
+        if images and layout is not None and layout.image_shape is None:
+            raise ValueError(
+                f"module={module!r} takes images, but X has rows of {layout.shape[0]} columns; "
+                "pass image_shape=(channels, height, width) for flattened images, or module='mlp'"
+            )
+        return found
+    if isinstance(module, nn.Module) or callable(module):
+        return module
+    raise ValueError(
+        f"module must be one of {['auto', *sorted(MODULES)]}, a Module class or an instance, "
+        f"got {module!r}"
+    )
+
+
+def module_arguments(
+    module: Callable[..., nn.Module], layout: Layout | None, num_classes: int | None, loss: Any
+) -> dict[str, Any]:
+    """Return the sizes that come from the data, as far as the module's constructor takes them."""
+    known: dict[str, Any] = {}
+    if num_classes is not None:
+        known["num_classes"] = num_classes
+    if layout is not None:
+        known["in_features"] = torch.Size(layout.shape).numel()
+        if layout.image_shape is not None:
+            known["in_channels"] = layout.shape[0]
+    if module in MODULES.values():
+        known["head"] = "cosine" if getattr(loss, "normalized_logits", False) else "linear"
+    accepted = inspect.signature(module).parameters
+    return {name: value for name, value in known.items() if name in accepted}
+
+
+def adapt_module(module: nn.Module, layout: Layout | None, num_classes: int | None) -> nn.Module:
+    """Return a copy of a user's module: its weights stay, a head of another size is replaced."""
+    module = copy.deepcopy(module)
+    head = getattr(module, "head", None)
+    size = getattr(head, "out_features", num_classes)
+    if num_classes is not None and size != num_classes:
+        replace_head(module, num_classes)
+    return module
+
+
+def check_module(module: nn.Module, layout: Layout, num_classes: int) -> None:
+    """Run a user's module once, which also sizes lazy layers, and check what comes out.
+
+    Raises
+    ------
+    ValueError
+        If it does not take samples of this shape, or returns another number of columns.
+    """
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    was_training = module.training
+    try:
+        with torch.no_grad():
+            output = module.eval()(torch.zeros(2, *layout.shape, device=device))
+    except RuntimeError as error:
+        raise ValueError(
+            f"module {type(module).__name__} does not take samples of shape {layout.shape}: {error}"
+        ) from error
+    except TypeError:
+        # Its forward has further required arguments, which come as fit parameters.
+        return
+    finally:
+        module.train(was_training)
+    logits = output[0] if isinstance(output, tuple) else output
+    if tuple(logits.shape) != (2, num_classes):
+        raise ValueError(
+            f"module {type(module).__name__} must return one logit for each of the {num_classes} "
+            f"classes, shape (n, {num_classes}), but for 2 samples it returned shape "
+            f"{tuple(logits.shape)}; pass the class with an argument `num_classes`, or give it "
+            "an attribute `head` that can be replaced"
+        )
+
+
+def loss_arguments(loss: Any, own: dict[str, Any], module: nn.Module) -> dict[str, Any]:
+    """Return the estimator's own arguments (delta_neg, beta) that this loss takes, and its scale.
+
+    The papers' scale belongs to cosine logits; with another head the logits have their own.
+    """
+    if not (isinstance(loss, type) and issubclass(loss, ClassCountLoss)):
+        return {}
+    accepted = inspect.signature(loss).parameters
+    known = dict(own)
+    if not getattr(getattr(module, "head", None), "normalized", False):
+        known["scale"] = 1.0
+    return {name: value for name, value in known.items() if name in accepted}
+
+
+def optimizer_defaults(layout: Layout | None) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """Return the optimizer of "auto" and its arguments.
+
+    Images: the protocol of the LDAM and MM papers. Tables: AdamW, which needs no tuning of the
+    rate to the scale of the problem.
+    """
+    if layout is not None and layout.image_shape is not None:
+        return torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4}
+    return torch.optim.AdamW, {"lr": 2e-3, "weight_decay": 1e-4}

@@ -1,0 +1,64 @@
+"""One seed for everything that fit draws, without touching the caller's random state."""
+
+# NumPy's global generator is seeded and given back, since users' datasets may draw from it.
+# ruff: noqa: NPY002
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["draw_seed", "isolated_random_state"]
+
+
+def draw_seed(random_state: Any) -> int:
+    """Turn scikit-learn's ``random_state`` into a seed.
+
+    None takes fresh entropy from the operating system: unlike scikit-learn's own estimators, a fit
+    leaves NumPy's global generator as it found it.
+    """
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(random_state, Integral) and not isinstance(random_state, bool):
+        if random_state < 0:
+            raise ValueError(f"random_state must be 0 or more, got {random_state}")
+        return int(random_state)
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(np.iinfo(np.int32).max))
+    raise ValueError(
+        "random_state must be None, an int or a numpy.random.RandomState, got "
+        f"{random_state!r}; pass an int for reproducible results"
+    )
+
+
+@contextmanager
+def isolated_random_state(seed: int, *stage: int, device: str = "cpu") -> Iterator[None]:
+    """Seed torch, NumPy and Python inside the block and give their states back after it.
+
+    Parameters
+    ----------
+    seed : int
+        The seed.
+    *stage : int
+        Numbers that make the stream of this block differ from that of other blocks of one seed.
+    device : str, default="cpu"
+        A CUDA device whose generator is forked too.
+    """
+    stream = int(np.random.SeedSequence(seed, spawn_key=stage).generate_state(1)[0])
+    states = random.getstate(), np.random.get_state()
+    cuda = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
+        try:
+            random.seed(stream)
+            np.random.seed(stream)
+            torch.manual_seed(stream)
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

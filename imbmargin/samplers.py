@@ -1,0 +1,164 @@
+"""Index samplers whose class rates can change in place between epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from imbmargin.data.batches import targets_of
+
+__all__ = ["ClassSampledLoader", "ClassSampler"]
+
+
+class ClassSampler(Sampler[int]):
+    """Draw the rows of one epoch, uniformly or at given class rates.
+
+    Without rates every epoch is a permutation of all rows. With rates an epoch has as many draws
+    as there are rows; each draw picks a class at its rate, then one of its rows, with replacement.
+    The rates can be switched between epochs (deferred re-sampling) without building the sampler
+    or the loader around it again.
+
+    Parameters
+    ----------
+    targets : array-like of int, shape (n,)
+        Encoded label (0..K-1) of each row of the training part.
+    num_classes : int, optional
+        Number of classes K; by default the largest target + 1.
+    generator : torch.Generator, optional
+        Source of randomness, on the CPU; by default torch's global one.
+
+    Attributes
+    ----------
+    class_counts : ndarray of int64, shape (K,)
+        Rows of each class.
+    rates : tensor of float64, shape (K,), or None
+        Probability that a draw is of class c; None while rows are permuted.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.samplers import ClassSampler
+    >>> sampler = ClassSampler([0] * 90 + [1] * 10, generator=torch.Generator().manual_seed(0))
+    >>> sorted(sampler) == list(range(100))
+    True
+    >>> sampler.set_rates([0.5, 0.5])
+    >>> rare = sum(index >= 90 for index in sampler)
+    >>> 35 < rare < 65
+    True
+    """
+
+    def __init__(
+        self,
+        targets: Any,
+        num_classes: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        target = torch.as_tensor(np.asarray(targets), dtype=torch.int64)
+        counts = torch.bincount(target, minlength=num_classes or 0)
+        self.class_counts = counts.numpy()
+        self.generator = generator
+        self.rates: torch.Tensor | None = None
+        # Rows sorted by class: a draw is then an offset into its class's run.
+        self._order = torch.argsort(target, stable=True)
+        self._start = torch.cumsum(counts, 0) - counts
+        self._count = counts
+
+    def set_rates(self, rates: Any) -> None:
+        """Switch the class rates from the next epoch on.
+
+        Parameters
+        ----------
+        rates : array-like of shape (K,), or None
+            Relative rate of each class (normalised to sum 1); None goes back to permutations.
+
+        Raises
+        ------
+        ValueError
+            If the length is wrong, a rate is negative or not finite, or a class without a
+            training row has a rate above zero.
+        """
+        if rates is None:
+            self.rates = None
+            return
+        rate = torch.as_tensor(np.asarray(rates, dtype=np.float64))
+        if rate.shape != self._count.shape:
+            raise ValueError(
+                f"rates must have one entry for each of the {len(self._count)} classes, "
+                f"got shape {tuple(rate.shape)}"
+            )
+        if not bool(torch.isfinite(rate).all()) or bool((rate < 0).any()) or not rate.sum() > 0:
+            raise ValueError(
+                f"rates must be finite, not negative and not all zero, got {rate.tolist()}"
+            )
+        empty = (rate > 0) & (self._count == 0)
+        if bool(empty.any()):
+            raise ValueError(
+                f"rates must be 0 for classes without a training row, got {rate[empty].tolist()} "
+                f"for the encoded classes {torch.nonzero(empty).flatten().tolist()}"
+            )
+        self.rates = rate / rate.sum()
+
+    def draw(self) -> torch.Tensor:
+        """Return the row indices of one epoch as an int64 tensor of shape (n,)."""
+        n = len(self._order)
+        if self.rates is None:
+            return torch.randperm(n, generator=self.generator)
+        # Inverse transform sampling: torch.multinomial is limited in precision and categories.
+        uniform = torch.rand(2, n, generator=self.generator, dtype=torch.float64)
+        edges = torch.cumsum(self.rates, 0)
+        drawn = torch.searchsorted(edges, uniform[0] * edges[-1], right=True)
+        drawn.clamp_(max=int(torch.nonzero(self.rates)[-1]))
+        within = (uniform[1] * self._count[drawn]).long()
+        return self._order[self._start[drawn] + within]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.draw().tolist())
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+
+class ClassSampledLoader(DataLoader):
+    """A DataLoader that draws rows with a `ClassSampler` over its own dataset's targets.
+
+    Give it to a plain skorch net as ``iterator_train`` and add the callback
+    `imbmargin.callbacks.DeferredResampling`: skorch builds the loader from the training part, so
+    validation rows are never drawn. `MaxMarginClassifier` does this by itself.
+
+    Parameters
+    ----------
+    dataset : torch Dataset
+        The training part. Its targets are read once.
+    generator : torch.Generator, optional
+        Source of randomness.
+    **kwargs
+        Further arguments of `torch.utils.data.DataLoader`, without sampler and shuffle.
+
+    Attributes
+    ----------
+    sampler : ClassSampler
+        Also reachable as ``dataset.class_sampler``, which is where callbacks look for it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.utils.data import TensorDataset
+    >>> from imbmargin.samplers import ClassSampledLoader
+    >>> data = TensorDataset(torch.zeros(100, 3), torch.arange(100) // 90)
+    >>> loader = ClassSampledLoader(data, batch_size=50)
+    >>> data.class_sampler.set_rates([0, 1])
+    >>> {int(label) for _, labels in loader for label in labels}
+    {1}
+    """
+
+    def __init__(
+        self, dataset: Dataset, generator: torch.Generator | None = None, **kwargs: Any
+    ) -> None:
+        sampler = ClassSampler(targets_of(dataset), generator=generator)
+        super().__init__(dataset, sampler=sampler, generator=generator, **kwargs)
+        # The callbacks are handed the dataset, not the loader.
+        dataset.class_sampler = sampler  # type: ignore[attr-defined]

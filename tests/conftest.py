@@ -1,0 +1,40 @@
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits, make_classification
+
+matplotlib.use("Agg")
+# The estimators of the suite are small: more threads would only wait for one another.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def table():
+    """An imbalanced table with three classes: X (300, 8), y (300,) of counts about 210/60/30."""
+    X, y = make_classification(
+        n_samples=300,
+        n_features=8,
+        n_informative=6,
+        n_classes=3,
+        weights=[0.7, 0.2, 0.1],
+        class_sep=2.0,
+        random_state=0,
+    )
+    return X.astype(np.float32), y
+
+
+@pytest.fixture(scope="session")
+def binary_table():
+    """A binary table, 10 % positive."""
+    X, y = make_classification(
+        n_samples=300, n_features=6, weights=[0.9], class_sep=2.0, flip_y=0, random_state=1
+    )
+    return X.astype(np.float32), y
+
+
+@pytest.fixture(scope="session")
+def images():
+    """300 grey images of digits, uint8 (300, 1, 8, 8), and their labels."""
+    X, y = load_digits(return_X_y=True)
+    return X[:300].reshape(-1, 1, 8, 8).astype(np.uint8) * 15, y[:300]

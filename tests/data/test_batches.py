@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from torch.utils.data import Subset, TensorDataset
+
+from imbmargin.data.batches import ArrayBatches, ArrayDataset, as_arrays, targets_of
+from imbmargin.data.split import StratifiedSplit
+from imbmargin.samplers import ClassSampler
+
+X = np.arange(40, dtype=np.float64).reshape(10, 4)
+Y = np.arange(10)
+
+
+def collect(batches):
+    x, y = zip(*batches, strict=True)
+    return torch.cat(x), torch.cat(y)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [X, X.astype(np.float32), sp.csr_matrix(X), sp.csr_array(X), torch.from_numpy(X)],
+    ids=["float64", "float32", "csr_matrix", "csr_array", "tensor"],
+)
+def test_batches_hold_the_rows_in_order_as_float32(data):
+    x, y = collect(ArrayBatches(ArrayDataset(data, Y), batch_size=3))
+    assert x.dtype == torch.float32
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(y, Y)
+
+
+def test_uint8_stays_compact():
+    x, _ = next(iter(ArrayBatches(ArrayDataset(np.ones((4, 1, 2, 2), np.uint8), np.zeros(4)))))
+    assert x.dtype == torch.uint8
+
+
+def test_read_only_memory_maps_are_read_by_the_batch(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    x, _ = collect(ArrayBatches(ArrayDataset(mapped, Y), batch_size=4))
+    np.testing.assert_array_equal(x, X)
+
+
+def test_a_subset_of_a_subset_yields_its_own_rows():
+    part = Subset(Subset(ArrayDataset(X, Y), [9, 7, 5, 3]), [2, 0])
+    _, y = collect(ArrayBatches(part, batch_size=8))
+    assert y.tolist() == [5, 9]
+    assert targets_of(part).tolist() == [5, 9]
+
+
+def test_a_sampler_draws_within_the_subset():
+    part = Subset(ArrayDataset(X, Y % 2), [1, 2, 3, 4])
+    batches = ArrayBatches(part, batch_size=2, sampler=ClassSampler(targets_of(part)))
+    x, _ = collect(batches)
+    assert sorted(x[:, 0].tolist()) == [4, 8, 12, 16]
+
+
+def test_a_last_training_batch_of_one_row_joins_the_one_before():
+    data = ArrayDataset(X[:9], Y[:9] % 2)
+    drawn = ArrayBatches(data, batch_size=4, sampler=ClassSampler(Y[:9] % 2))
+    assert [len(x) for x, _ in drawn] == [4, 5]
+    assert len(drawn) == 2
+    in_order = ArrayBatches(data, batch_size=4)
+    assert [len(x) for x, _ in in_order] == [4, 4, 1]
+    assert len(in_order) == 3
+
+
+def test_sample_weights_travel_with_their_rows():
+    data = ArrayDataset(X, Y, sample_weight=Y / 10)
+    for _, (target, weight) in ArrayBatches(Subset(data, [3, 8]), batch_size=1):
+        assert weight == pytest.approx(target.item() / 10)
+
+
+def test_single_rows_agree_with_batches():
+    data = ArrayDataset(X, Y, sample_weight=Y)
+    x, (target, weight) = data[6]
+    assert x.tolist() == X[6].tolist()
+    assert (target, weight) == (6, 6)
+
+
+def test_batch_size_zero_is_an_error():
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        ArrayBatches(ArrayDataset(X, Y), batch_size=0)
+
+
+def test_other_datasets_are_refused():
+    with pytest.raises(TypeError, match="must be an ArrayDataset"):
+        as_arrays(TensorDataset(torch.zeros(2)))
+
+
+class Plain(torch.utils.data.Dataset):
+    labels = ("head", "tail", "names of classes, not of rows")
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index >= 4:
+            raise IndexError
+        return torch.zeros(2), index % 2
+
+
+def test_targets_are_found_by_walking_when_no_attribute_has_them():
+    assert targets_of(Plain()).tolist() == [0, 1, 0, 1]
+
+
+def test_a_dataset_without_pairs_is_an_error():
+    class Bare(Plain):
+        def __getitem__(self, index):
+            return torch.zeros(2)
+
+    with pytest.raises(TypeError, match="rows are \\(input, target\\) pairs, got Bare"):
+        targets_of(Bare())
+
+
+def test_split_holds_out_of_every_class_but_never_its_last_row():
+    target = np.repeat([0, 1, 2], [100, 10, 1])
+    train, valid = StratifiedSplit(0.2)(ArrayDataset(np.zeros((111, 1)), target))
+    assert np.bincount(targets_of(valid), minlength=3).tolist() == [20, 2, 0]
+    assert np.bincount(targets_of(train), minlength=3).tolist() == [80, 8, 1]
+    assert not set(train.indices) & set(valid.indices)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 2])
+def test_split_fraction_out_of_range(fraction):
+    with pytest.raises(ValueError, match="train_split must be a fraction between 0 and 1"):
+        StratifiedSplit(fraction)
+
+
+def test_split_that_holds_out_nothing():
+    with pytest.raises(ValueError, match="holds out no row of 4"):
+        StratifiedSplit(0.1)(ArrayDataset(np.zeros((4, 1)), [0, 0, 1, 1]))

@@ -1,0 +1,299 @@
+import numpy as np
+import pytest
+import torch
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback
+from torch import nn
+
+from imbmargin import MaxMarginClassifier
+from imbmargin.callbacks import (
+    LR_SCHEDULES,
+    DeferredResampling,
+    DeferredReweighting,
+    EarlyStopping,
+    LearningRateSchedule,
+    bind_class_weight,
+    resolve_epoch,
+)
+from imbmargin.losses import LDAMLoss, MaxMarginLoss
+from imbmargin.samplers import ClassSampledLoader
+from imbmargin.weights import class_weights
+
+
+class Spy(Callback):
+    """Note per epoch: the weights in use, the classes drawn, the optimizer and its momentum."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.weights, self.drawn, self.optimizers, self.before = [], [], [], []
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.before.append(self._momentum(net))
+        self.drawn.append([])
+
+    def on_batch_end(self, net, batch, training, **kwargs):
+        if training:
+            self.drawn[-1] += batch[1].tolist()
+
+    def on_epoch_end(self, net, **kwargs):
+        weight = net.criterion_.class_weight
+        self.weights.append(None if weight is None else weight.tolist())
+        self.optimizers.append(net.optimizer_)
+        self.after = self._momentum(net)
+
+    @staticmethod
+    def _momentum(net):
+        state = net.optimizer_.state
+        return {
+            id(p): s["momentum_buffer"].clone()
+            for p, s in state.items()
+            if s.get("momentum_buffer") is not None
+        }
+
+
+def plain_net(spy, *callbacks, **kwargs):
+    """A skorch classifier that knows nothing of this package but the loss."""
+    return NeuralNetClassifier(
+        nn.Linear(8, 3),
+        **{
+            "criterion": LDAMLoss,
+            "optimizer": torch.optim.SGD,
+            "optimizer__momentum": 0.9,
+            "train_split": None,
+            "max_epochs": 6,
+            "verbose": 0,
+            "callbacks": [*callbacks, spy],
+            **kwargs,
+        },
+    )
+
+
+@pytest.mark.parametrize(("start", "first"), [(4, 4), (0.5, 3), (None, 0), (0, 0)])
+def test_weights_are_off_in_the_first_epochs_and_on_from_the_next(table, start, first):
+    X, y = table
+    spy = Spy()
+    plain_net(spy, DeferredReweighting(start)).fit(X, y.astype(np.int64))
+    expected = class_weights(np.bincount(y), "effective_number")
+    assert spy.weights[:first] == [None] * first
+    for weight in spy.weights[first:]:
+        np.testing.assert_allclose(weight, expected, rtol=1e-6)
+
+
+def test_momentum_is_the_same_object_with_the_same_values_across_the_switch(table):
+    X, y = table
+
+    class Switch(Spy):
+        def on_epoch_begin(self, net, **kwargs):
+            if len(net.history) == 4:
+                # After the callback before this one has switched the weights on.
+                assert net.criterion_.class_weight is not None
+                for key, value in self._momentum(net).items():
+                    assert torch.equal(value, self.after[key])
+            super().on_epoch_begin(net, **kwargs)
+
+    spy = Switch()
+    plain_net(spy, DeferredReweighting(3)).fit(X, y.astype(np.int64))
+    assert len({id(optimizer) for optimizer in spy.optimizers}) == 1
+    assert spy.before[3].keys() == spy.after.keys()
+
+
+def test_the_estimator_switches_as_the_plain_net_does(table):
+    X, y = table
+    spy = Spy()
+    clf = MaxMarginClassifier(
+        loss="ldam",
+        drw_epoch=3,
+        drs_epoch=4,
+        resample="class_balanced",
+        optimizer=torch.optim.SGD,
+        optimizer__momentum=0.9,
+        max_epochs=6,
+        callbacks=[spy],
+        random_state=0,
+    ).fit(X, y)
+    assert [weight is None for weight in spy.weights] == [True] * 3 + [False] * 3
+    assert len({id(optimizer) for optimizer in spy.optimizers}) == 1
+    counts = [np.bincount(drawn, minlength=3) for drawn in spy.drawn]
+    for epoch in range(4):
+        np.testing.assert_array_equal(counts[epoch], clf.class_counts_)
+    for epoch in (4, 5):
+        np.testing.assert_allclose(counts[epoch] / 300, 1 / 3, atol=0.09)
+
+
+@pytest.mark.parametrize("resample", ["class_balanced", "effective_number", {0: 1, 1: 1, 2: 1}])
+def test_resampling_on_a_plain_net_draws_from_the_training_part_only(table, resample):
+    X, y = table
+    seen = []
+
+    class Rows(Spy):
+        def on_batch_end(self, net, batch, training, **kwargs):
+            super().on_batch_end(net, batch, training, **kwargs)
+            if training:
+                seen.extend(batch[0][:, 0].tolist())
+
+        def on_train_end(self, net, **kwargs):
+            pass
+
+        def on_epoch_begin(self, net, dataset_valid=None, **kwargs):
+            super().on_epoch_begin(net, **kwargs)
+            self.valid = {float(X[i, 0]) for i in dataset_valid.indices}
+
+    spy = Rows()
+    plain_net(
+        spy,
+        DeferredReweighting(class_weight=None),
+        DeferredResampling(2, resample),
+        iterator_train=ClassSampledLoader,
+        **{"train_split": __import__("skorch").dataset.ValidSplit(5, stratified=True)},
+    ).fit(X, y.astype(np.int64))
+    assert spy.valid
+    assert not spy.valid & set(seen)
+    late = np.bincount(sum(spy.drawn[2:], []), minlength=3)
+    np.testing.assert_allclose(late / late.sum(), 1 / 3, atol=0.05)
+
+
+def test_progressive_sampling_moves_from_the_data_to_balance(table):
+    X, y = table
+    spy = Spy()
+    MaxMarginClassifier(
+        resample="progressive", max_epochs=11, callbacks=[spy], random_state=0
+    ).fit(X, y)
+    tail = [np.mean(np.array(drawn) == 2) for drawn in spy.drawn]
+    assert tail[0] < 0.15
+    assert abs(tail[-1] - 1 / 3) < 0.08
+    assert tail[0] < np.mean(tail[4:7]) < tail[-1]
+
+
+def test_resampling_without_a_class_sampler_says_how_to_get_one(table):
+    X, y = table
+    net = plain_net(Spy(), DeferredReweighting(class_weight=None), DeferredResampling(1))
+    with pytest.raises(TypeError, match=r"iterator_train=imbmargin.samplers.ClassSampledLoader"):
+        net.fit(X, y.astype(np.int64))
+
+
+@pytest.mark.parametrize("callback", [DeferredReweighting, DeferredResampling])
+@pytest.mark.parametrize("start", [6, 7, 1.0])
+def test_a_start_that_is_never_reached_is_an_error_on_a_plain_net(table, callback, start):
+    X, y = table
+    with pytest.raises(ValueError, match=f"={start} is never reached: .* max_epochs is 6"):
+        plain_net(Spy(), callback(start)).fit(X, y.astype(np.int64))
+
+
+@pytest.mark.parametrize("start", [-1, True, "late", 1.5, float("nan")])
+def test_a_start_that_is_no_epoch(start):
+    with pytest.raises(ValueError, match="drw_epoch must be"):
+        resolve_epoch(start, 200, "drw_epoch")
+
+
+def test_torch_losses_take_class_weights_too():
+    criterion = nn.CrossEntropyLoss()
+    bind_class_weight(criterion, torch.tensor([1.0, 2.0], dtype=torch.float64))
+    assert criterion.weight.tolist() == [1.0, 2.0]
+    assert criterion.weight.dtype == torch.float32
+    with pytest.raises(TypeError, match="MSELoss has neither; use a loss of imbmargin.losses"):
+        bind_class_weight(nn.MSELoss(), torch.ones(2))
+
+
+def test_the_step_schedule_is_the_papers():
+    # methods of the LDAM protocol: 0-based epochs, 200 in all.
+    rates = [0.1 * LR_SCHEDULES["step"](epoch, 200) for epoch in range(200)]
+    expected = [0.02, 0.04, 0.06, 0.08] + [0.1] * 156 + [1e-3] * 20 + [1e-5] * 20
+    np.testing.assert_allclose(rates, expected)
+
+
+def test_the_cosine_schedule_falls_from_one_to_almost_zero():
+    factors = [LR_SCHEDULES["cosine"](epoch, 50) for epoch in range(50)]
+    assert factors[0] == 1
+    assert all(a > b for a, b in zip(factors, factors[1:], strict=False))
+    assert factors[-1] < 1e-2
+
+
+def test_a_schedule_sets_every_group_and_starts_anew_with_each_training(table):
+    X, y = table
+    clf = MaxMarginClassifier(
+        lr=0.5,
+        lr_schedule=lambda epoch, max_epochs: 1 / (1 + epoch),
+        max_epochs=3,
+        optimizer__param_groups=[("head*", {"lr": 0.1})],
+        random_state=0,
+    ).fit(X, y)
+    assert clf.history[:, "event_lr"] == pytest.approx([0.1, 0.05, 0.1 / 3])
+    clf.partial_fit(X, y)
+    assert clf.history[:, "event_lr"][3:] == pytest.approx([0.1, 0.05, 0.1 / 3])
+    clf.set_params(lr=0.9, optimizer__param_groups__1__lr=0.9)
+    clf.partial_fit(X, y)
+    assert clf.optimizer_.param_groups[1]["lr"] == pytest.approx(0.3)
+
+
+def test_an_unknown_schedule(table):
+    with pytest.raises(ValueError, match=r"lr_schedule must be one of \['cosine', 'step'\]"):
+        MaxMarginClassifier(lr_schedule="linear").fit(*table)
+
+
+def test_own_lr_scheduler_replaces_the_automatic_schedule(table):
+    from skorch.callbacks import LRScheduler
+
+    callbacks = [LRScheduler(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)]
+    clf = MaxMarginClassifier(lr=0.4, max_epochs=3, callbacks=callbacks).fit(*table)
+    assert clf.optimizer_.param_groups[0]["lr"] == pytest.approx(0.4 * 0.5**3)
+
+
+def test_early_stopping_restores_the_best_weights(table):
+    X, y = table
+    clf = MaxMarginClassifier(
+        train_split=0.3, max_epochs=60, callbacks=[EarlyStopping(patience=4)], random_state=0
+    ).fit(X, y)
+    scores = clf.history[:, "valid_balanced_accuracy"]
+    assert len(scores) < 60
+    stopped = dict(clf.callbacks_)["EarlyStopping"]
+    assert stopped.best_epoch_ == len(scores) - 4
+    train, valid = None, None
+
+    class Keep(Callback):
+        def on_epoch_begin(self, net, dataset_valid=None, **kwargs):
+            nonlocal valid
+            valid = dataset_valid
+
+    again = MaxMarginClassifier(
+        train_split=0.3,
+        max_epochs=60,
+        callbacks=[EarlyStopping(patience=4), Keep()],
+        random_state=0,
+    ).fit(X, y)
+    from imbmargin import balanced_accuracy
+
+    restored = balanced_accuracy(y[valid.indices], again.predict(X[valid.indices]))
+    assert train is None
+    assert restored == pytest.approx(max(scores))
+
+
+def test_early_stopping_waits_for_the_deferred_phase(table):
+    X, y = table
+    clf = MaxMarginClassifier(
+        train_split=0.3,
+        drw_epoch=20,
+        max_epochs=40,
+        callbacks=[EarlyStopping(patience=2)],
+        random_state=0,
+    ).fit(X, y)
+    assert len(clf.history) > 20
+
+
+def test_early_stopping_without_a_validation_part(table):
+    with pytest.raises(ValueError, match="EarlyStopping needs 'valid_balanced_accuracy'.*0.2"):
+        MaxMarginClassifier(max_epochs=3, callbacks=[EarlyStopping()]).fit(*table)
+
+
+def test_counts_are_bound_on_a_plain_net_without_weights(table):
+    X, y = table
+    net = plain_net(Spy(), DeferredReweighting(class_weight=None)).fit(X, y.astype(np.int64))
+    assert net.criterion_.class_counts.tolist() == np.bincount(y).tolist()
+    assert net.criterion_.class_weight is None
+
+
+def test_schedule_on_a_plain_net(table):
+    X, y = table
+    net = plain_net(
+        Spy(), LearningRateSchedule("cosine"), criterion=MaxMarginLoss, criterion__scale=1.0
+    )
+    net.fit(X, y.astype(np.int64))
+    assert net.history[:, "event_lr"][-1] < net.history[:, "event_lr"][0]

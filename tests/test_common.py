@@ -1,0 +1,54 @@
+"""scikit-learn's own checks, on several configurations."""
+
+import pytest
+import torch
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+from imbmargin import MaxMarginClassifier
+
+
+class LazyNet(nn.Module):
+    """A user's network: the first layer takes any width, the head can be replaced."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.LazyLinear(32), nn.ReLU())
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head(self.backbone(x))
+
+
+def expected_failures(estimator):
+    """Only what scikit-learn expects of its own SGDClassifier and MLPClassifier."""
+    reason = "a row of weight 2 and the same row twice are drawn into other batches"
+    return {
+        "check_sample_weight_equivalence_on_dense_data": reason,
+        "check_sample_weight_equivalence_on_sparse_data": reason,
+    }
+
+
+# Fewer epochs than the default: the checks fit each configuration about a hundred times.
+COMMON = {"max_epochs": 30, "random_state": 0}
+CONFIGURATIONS = [
+    MaxMarginClassifier(),
+    MaxMarginClassifier(loss="cross_entropy", **COMMON),
+    MaxMarginClassifier(loss="mm_ldam", drw_epoch=0.8, **COMMON),
+    MaxMarginClassifier(resample="class_balanced", **COMMON),
+    MaxMarginClassifier(train_split=0.2, **COMMON),
+    MaxMarginClassifier(LazyNet(), **COMMON),
+]
+
+
+@parametrize_with_checks(CONFIGURATIONS, expected_failed_checks=expected_failures)
+def test_scikit_learn_check(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(autouse=True)
+def _single_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

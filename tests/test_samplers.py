@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Subset, TensorDataset
+
+from imbmargin.samplers import ClassSampledLoader, ClassSampler
+
+TARGETS = np.repeat([0, 1, 2], [900, 90, 10])
+
+
+def sampler(seed=0, **kwargs):
+    return ClassSampler(TARGETS, generator=torch.Generator().manual_seed(seed), **kwargs)
+
+
+def test_without_rates_an_epoch_is_a_new_permutation():
+    drawn = sampler()
+    first, second = drawn.draw(), drawn.draw()
+    assert sorted(first.tolist()) == list(range(1000))
+    assert sorted(second.tolist()) == list(range(1000))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("rates", [[1, 1, 1], [0.2, 0.3, 0.5], [0, 0, 1], [5, 0, 5]])
+def test_classes_are_drawn_at_their_rates_and_rows_uniformly(rates):
+    drawn = sampler()
+    drawn.set_rates(rates)
+    rows = torch.cat([drawn.draw() for _ in range(30)]).numpy()
+    expected = np.asarray(rates) / np.sum(rates)
+    seen = np.bincount(TARGETS[rows], minlength=3) / len(rows)
+    np.testing.assert_allclose(seen, expected, atol=0.012)
+    tail = np.bincount(rows, minlength=1000)[990:]
+    if expected[2]:
+        np.testing.assert_allclose(tail / tail.sum(), 0.1, atol=0.02)
+
+
+def test_every_row_of_a_class_can_be_drawn_and_no_other():
+    drawn = ClassSampler([1, 0, 1, 0, 1])
+    drawn.set_rates([0, 1])
+    assert set(torch.cat([drawn.draw() for _ in range(40)]).tolist()) == {0, 2, 4}
+
+
+def test_rates_switch_in_place_and_back():
+    drawn = sampler()
+    drawn.set_rates([0, 0, 1])
+    assert set(drawn) <= set(range(990, 1000))
+    drawn.set_rates(None)
+    assert sorted(drawn) == list(range(1000))
+
+
+def test_the_same_generator_gives_the_same_rows():
+    one, other = sampler(3), sampler(3)
+    for drawn in (one, other):
+        drawn.set_rates([1, 1, 1])
+    assert torch.equal(one.draw(), other.draw())
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ([1, 1], "rates must have one entry for each of the 3 classes"),
+        ([1, -1, 1], "rates must be finite, not negative and not all zero"),
+        ([1, np.nan, 1], "rates must be finite"),
+        ([0, 0, 0], "not all zero"),
+    ],
+)
+def test_wrong_rates(rates, message):
+    with pytest.raises(ValueError, match=message):
+        sampler().set_rates(rates)
+
+
+def test_a_class_without_rows_cannot_be_drawn():
+    drawn = ClassSampler([0, 0, 2], num_classes=3)
+    with pytest.raises(ValueError, match=r"without a training row.*encoded classes \[1\]"):
+        drawn.set_rates([1, 1, 1])
+    drawn.set_rates([1, 0, 1])
+    assert set(drawn) <= {0, 1, 2}
+
+
+def test_the_loader_draws_from_its_own_part_only():
+    data = TensorDataset(torch.arange(1000.0), torch.from_numpy(TARGETS))
+    part = Subset(data, [0, 1, 2, 995])
+    loader = ClassSampledLoader(part, batch_size=4)
+    part.class_sampler.set_rates([0, 0, 1])
+    assert {float(x) for batch, _ in loader for x in batch} == {995.0}
