@@ -1,0 +1,1 @@
+"""The command line: compare methods, report, list the methods."""

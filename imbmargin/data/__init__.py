@@ -1,0 +1,1 @@
+"""Data: imbalanced subsets, whole batches, augmentation, and loaders for the benchmark."""

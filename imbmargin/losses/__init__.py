@@ -1,0 +1,51 @@
+"""Losses for imbalanced classification: each a function of single samples, and a Module.
+
+They work in any torch loop. ``loss(logits, target)`` is a weighted mean; ``set_class_counts`` and
+``set_class_weight`` bind what a loss needs to know of the training part.
+"""
+
+from imbmargin.losses._base import ClassCountLoss, CrossEntropyLoss, weighted_mean
+from imbmargin.losses.focal import FocalLoss, focal_loss
+from imbmargin.losses.hinge import HingeLoss, LDAMHingeLoss, hinge_loss
+from imbmargin.losses.margin import (
+    LDAMLoss,
+    MaxMarginLDAMLoss,
+    MaxMarginLoss,
+    UniformMarginLoss,
+    ldam_loss,
+    ldam_margins,
+    max_margin,
+    max_margin_loss,
+)
+
+LOSSES: dict[str, type[ClassCountLoss]] = {
+    "cross_entropy": CrossEntropyLoss,
+    "focal": FocalLoss,
+    "ldam": LDAMLoss,
+    "uniform_margin": UniformMarginLoss,
+    "mm": MaxMarginLoss,
+    "mm_ldam": MaxMarginLDAMLoss,
+    "hinge": HingeLoss,
+    "ldam_hinge": LDAMHingeLoss,
+}
+"""Name -> class: what ``MaxMarginClassifier(loss=...)`` accepts."""
+
+__all__ = [
+    "LOSSES",
+    "ClassCountLoss",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "HingeLoss",
+    "LDAMHingeLoss",
+    "LDAMLoss",
+    "MaxMarginLDAMLoss",
+    "MaxMarginLoss",
+    "UniformMarginLoss",
+    "focal_loss",
+    "hinge_loss",
+    "ldam_loss",
+    "ldam_margins",
+    "max_margin",
+    "max_margin_loss",
+    "weighted_mean",
+]

@@ -1,0 +1,212 @@
+"""What all losses share: class counts and weights as buffers, and one weighted mean."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["ClassCountLoss", "CrossEntropyLoss", "weighted_mean"]
+
+
+def weighted_mean(losses: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean of per-sample losses, divided by the sum of their weights.
+
+    This is what torch's weighted cross-entropy and the published code of LDAM and MM do; the scale
+    of the weights cancels.
+
+    Parameters
+    ----------
+    losses : Tensor of shape (n,)
+        Loss of each sample.
+    weight : Tensor of shape (n,), default=None
+        Weight of each sample, 0 or more.
+
+    Returns
+    -------
+    mean : Tensor, scalar
+        0, with a graph, for an empty batch or when all weights are 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import weighted_mean
+    >>> weighted_mean(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 1.0]))
+    tensor(2.)
+    """
+    if weight is None:
+        return losses.sum() / max(losses.numel(), 1)
+    total = weight.sum()
+    return (weight * losses).sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def check_number(name: str, value: float, least: float, *, above: bool = False) -> None:
+    """Raise an error unless value >= least, or > least with ``above``."""
+    if not (value > least if above else value >= least):
+        word = "above" if above else "at least"
+        raise ValueError(f"{name} must be {word} {least:g}, got {value!r}; pass a larger {name}")
+
+
+class ClassCountLoss(nn.Module):
+    """Base of the losses: weighted mean of a per-sample loss.
+
+    Class counts and class weights are buffers. They are bound after construction, by the estimator
+    or by you, and can be switched in place at any time.
+
+    Attributes
+    ----------
+    class_counts : Tensor of int64, shape (K,), or None
+        Rows of each class in the training part.
+    class_weight : Tensor of float64, shape (K,), or None
+        Weight of each class in the mean.
+    """
+
+    #: Whether the logits are expected to be cosines, from a normalised head.
+    normalized_logits: ClassVar[bool] = False
+
+    class_counts: Tensor | None
+    class_weight: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("class_counts", None)
+        self.register_buffer("class_weight", None)
+
+    def set_class_counts(self, class_counts: Any) -> None:
+        """Bind the class counts.
+
+        Parameters
+        ----------
+        class_counts : array-like of int, shape (K,)
+            Rows of each class, 0 or more, not all 0.
+
+        Raises
+        ------
+        ValueError
+            If they are not such counts.
+        """
+        counts = torch.as_tensor(class_counts)
+        if counts.ndim != 1 or bool((counts < 0).any()) or not bool(counts.sum() > 0):
+            raise ValueError(
+                "class_counts must be a 1-D array of counts of 0 or more, not all 0, got "
+                f"{counts.tolist()}"
+            )
+        self.class_counts = counts.detach().to(torch.int64).clone()
+        self._counts_changed()
+
+    def set_class_weight(self, class_weight: Any) -> None:
+        """Bind the class weights, or take them away with None.
+
+        Parameters
+        ----------
+        class_weight : array-like of float, shape (K,), or None
+            Weight of each class, finite and 0 or more.
+
+        Raises
+        ------
+        ValueError
+            If they are not such weights, or of another length than the class counts.
+        """
+        if class_weight is None:
+            self.class_weight = None
+            return
+        weight = torch.as_tensor(class_weight, dtype=torch.float64).detach().clone()
+        if weight.ndim != 1 or not bool((torch.isfinite(weight) & (weight >= 0)).all()):
+            raise ValueError(
+                "class_weight must be a 1-D array of finite weights of 0 or more, got "
+                f"{weight.tolist()}"
+            )
+        if self.class_counts is not None and len(weight) != len(self.class_counts):
+            raise ValueError(
+                f"class_weight must have one weight for each of the {len(self.class_counts)} "
+                f"classes, got {len(weight)}"
+            )
+        self.class_weight = weight
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each sample, shape (n,), without class weights."""
+        raise TypeError(f"{type(self).__name__} does not define per_sample(logits, target)")
+
+    def forward(
+        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """Return the weighted mean of the loss over a batch.
+
+        Parameters
+        ----------
+        logits : Tensor of shape (n, K)
+            Before scaling. float16 and bfloat16 are computed in float32.
+        target : Tensor of int64, shape (n,)
+            Encoded labels 0..K-1.
+        sample_weight : Tensor of shape (n,), default=None
+            Weights of the rows; they multiply the class weights.
+
+        Returns
+        -------
+        loss : Tensor, scalar
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit.
+        """
+        if logits.ndim != 2 or logits.shape[1] < 2 or target.shape != logits.shape[:1]:
+            raise ValueError(
+                "logits must have shape (n, K) with K >= 2 and target shape (n,), got "
+                f"{tuple(logits.shape)} and {tuple(target.shape)}"
+            )
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        self._follow(logits.device)
+        losses = self.per_sample(logits, target)
+        weight = sample_weight
+        if self.class_weight is not None:
+            by_class = self.class_weight[target].to(losses.dtype)
+            weight = by_class if weight is None else weight * by_class
+        return weighted_mean(losses, weight)
+
+    def _counts_changed(self) -> None:
+        """Derive what follows from the class counts."""
+
+    def _need_counts(self) -> Tensor:
+        if self.class_counts is None:
+            raise RuntimeError(
+                f"{type(self).__name__} needs the class counts of the training part: call "
+                "set_class_counts(counts) before the first batch (MaxMarginClassifier does so, "
+                "and on a plain skorch net the callback DeferredReweighting)"
+            )
+        return self.class_counts
+
+    def _follow(self, device: torch.device) -> None:
+        """Move the buffers once, if they were bound on another device than the logits'."""
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.device != device:
+                self._buffers[name] = buffer.to(device)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # A fresh loss has no buffers yet: they take the shape of what is loaded.
+        for name in ("class_counts", "class_weight"):
+            loaded = state_dict.get(prefix + name)
+            setattr(self, name, None if loaded is None else torch.empty_like(loaded))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.class_counts is not None:
+            self._counts_changed()
+
+
+class CrossEntropyLoss(ClassCountLoss):
+    """Cross-entropy, -log softmax(z)_y: empirical risk minimisation (ERM).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import CrossEntropyLoss
+    >>> loss = CrossEntropyLoss()
+    >>> loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]))
+    tensor(1.1733)
+    """
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the cross-entropy of each sample, shape (n,)."""
+        return F.cross_entropy(logits, target, reduction="none")

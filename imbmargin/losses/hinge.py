@@ -1,0 +1,115 @@
+"""Multi-class hinge loss of Crammer and Singer, with uniform or label-aware margins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from imbmargin.losses.margin import LDAMLoss
+
+__all__ = ["HingeLoss", "LDAMHingeLoss", "hinge_loss"]
+
+
+def hinge_loss(logits: Tensor, target: Tensor, margins: Tensor, scale: float = 30.0) -> Tensor:
+    """Return s max(max over j≠y of z_j - z_y + m_y, 0) for each sample.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n, K)
+        Logits z, before scaling.
+    target : Tensor of int64, shape (n,)
+        Encoded labels.
+    margins : Tensor of shape (K,)
+        Margin m of each class.
+    scale : float, default=30.0
+        s. The hinge is homogeneous: it multiplies the loss, like a learning rate.
+
+    Returns
+    -------
+    losses : Tensor of shape (n,)
+
+    Notes
+    -----
+    The gradient goes through z_y and one competitor, also in a tie, and is zero once the margin is
+    met.
+
+    References
+    ----------
+    .. [1] Crammer, Singer, "On the Algorithmic Implementation of Multiclass Kernel-based Vector
+       Machines", JMLR 2001. Its use here (HG): Cao et al., NeurIPS 2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import hinge_loss
+    >>> margins = torch.full((3,), 0.5)
+    >>> hinge_loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]), margins, scale=1.0)
+    tensor([0.9000])
+    """
+    column = target[:, None]
+    own = logits.gather(1, column).squeeze(1)
+    rival = logits.scatter(1, column, float("-inf")).max(dim=1).values
+    return scale * torch.relu(rival - own + margins[target].to(logits.dtype))
+
+
+class HingeLoss(LDAMLoss):
+    """Multi-class hinge loss (HG) with one margin for all classes.
+
+    Parameters
+    ----------
+    max_margin : float, default=0.5
+        The margin. The LDAM paper does not print the value that it tuned.
+    scale : float, default=30.0
+        s, which multiplies logits and margin.
+    power : float, default=0.0
+        Exponent of 1 / n in the margins of `ldam_margins`; 0 needs no class counts.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    References
+    ----------
+    .. [1] Cao et al., NeurIPS 2019, rows HG-DRS and LDAM-HG-DRS.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import HingeLoss
+    >>> HingeLoss(scale=1.0)(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]))
+    tensor(0.9000)
+    """
+
+    def __init__(self, max_margin: float = 0.5, scale: float = 30.0, power: float = 0.0) -> None:
+        super().__init__(max_margin, scale, power)
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each sample, shape (n,)."""
+        return hinge_loss(logits, target, self._margin(logits), self.scale)
+
+
+class LDAMHingeLoss(HingeLoss):
+    """Multi-class hinge loss with label-distribution-aware margins (LDAM-HG).
+
+    Parameters
+    ----------
+    max_margin : float, default=0.5
+        Margin of the rarest class.
+    scale : float, default=30.0
+        s.
+    power : float, default=0.25
+        Exponent of 1 / n.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import LDAMHingeLoss
+    >>> loss = LDAMHingeLoss(scale=1.0)
+    >>> loss.set_class_counts([100, 10, 1])
+    >>> loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]))
+    tensor(0.6812)
+    """
+
+    def __init__(self, max_margin: float = 0.5, scale: float = 30.0, power: float = 0.25) -> None:
+        super().__init__(max_margin, scale, power)

@@ -1,0 +1,386 @@
+"""Margins inside the softmax: LDAM, a uniform margin, and the maximum margin (MM)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imbmargin.losses._base import ClassCountLoss, check_number
+
+__all__ = [
+    "LDAMLoss",
+    "MaxMarginLDAMLoss",
+    "MaxMarginLoss",
+    "UniformMarginLoss",
+    "ldam_loss",
+    "ldam_margins",
+    "max_margin",
+    "max_margin_loss",
+]
+
+
+def ldam_margins(class_counts: Tensor, max_margin: float = 0.5, power: float = 0.25) -> Tensor:
+    """Return the label-distribution-aware margin of each class, C / n^power.
+
+    Parameters
+    ----------
+    class_counts : Tensor of shape (K,)
+        Rows n of each class. A class without rows gets the largest margin.
+    max_margin : float, default=0.5
+        Largest margin, that of the rarest class; it fixes the constant C. In units of the logits
+        before scaling.
+    power : float, default=0.25
+        1/4 in the paper; 0 gives every class ``max_margin``.
+
+    Returns
+    -------
+    margins : Tensor of float64, shape (K,)
+
+    References
+    ----------
+    .. [1] Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+       NeurIPS 2019, eq. 10-12.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import ldam_margins
+    >>> ldam_margins(torch.tensor([100, 10, 1]))
+    tensor([0.1581, 0.2812, 0.5000], dtype=torch.float64)
+    """
+    counts = torch.as_tensor(class_counts).double()
+    rarest = torch.where(counts > 0, counts, torch.inf).min()
+    return max_margin * (rarest / counts.clamp_min(rarest)) ** power
+
+
+def ldam_loss(logits: Tensor, target: Tensor, margins: Tensor, scale: float = 30.0) -> Tensor:
+    """Return the cross-entropy of s (z - m_y e_y) for each sample.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n, K)
+        Cosine logits z, before scaling.
+    target : Tensor of int64, shape (n,)
+        Encoded labels.
+    margins : Tensor of shape (K,)
+        Margin m of each class.
+    scale : float, default=30.0
+        s, applied after the margin.
+
+    Returns
+    -------
+    losses : Tensor of shape (n,)
+
+    References
+    ----------
+    .. [1] Cao et al., NeurIPS 2019, eq. 13.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import ldam_loss, ldam_margins
+    >>> margins = ldam_margins(torch.tensor([100, 10, 1]))
+    >>> ldam_loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]), margins, scale=10.0)
+    tensor([6.8137])
+    """
+    return _shifted_cross_entropy(logits, target, margins[target], scale)
+
+
+def max_margin(
+    logits: Tensor, target: Tensor, delta_neg: float | Tensor = 0.6, beta: float = 1.5
+) -> Tensor:
+    """Return the maximum margin Δ of each sample; it carries no gradient.
+
+    With the sample margin γ = z_y - max over j≠y of z_j,
+
+        Δ = exp(-γ - δ⁺) if γ >= 0 (the row is classified right), exp(γ - δ⁻) otherwise,
+
+    and δ⁺ = β δ⁻. Δ is largest at the decision boundary and decays with the distance from it.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n, K)
+        Cosine logits z, before scaling.
+    target : Tensor of int64, shape (n,)
+        Encoded labels.
+    delta_neg : float or Tensor of shape (n,), default=0.6
+        δ⁻. Larger means a smaller margin.
+    beta : float, default=1.5
+        β. Above 1 a row that is right gets a smaller margin than one that is wrong.
+
+    Returns
+    -------
+    margin : Tensor of shape (n,)
+        Δ, above 0.
+
+    Notes
+    -----
+    A tie counts as right. The released code of the paper differs from its equations: it takes the
+    column of the batch's first label for z_y in every row, replaces the target by 0 instead of
+    leaving it out of the maximum, and gives ties no margin.
+
+    References
+    ----------
+    .. [1] Kang, Vu, Yoo, "Learning Imbalanced Datasets with Maximum Margin Loss", ICIP 2021.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import max_margin
+    >>> z = torch.tensor([[0.6, 0.2, -0.1], [0.6, 0.2, -0.1]])
+    >>> max_margin(z, torch.tensor([0, 1]))
+    tensor([0.2725, 0.3679])
+    """
+    with torch.no_grad():
+        column = target[:, None]
+        own = logits.gather(1, column).squeeze(1)
+        rival = logits.scatter(1, column, float("-inf")).amax(dim=1)
+        gap = own - rival
+        right = gap >= 0
+        delta = torch.where(right, beta * delta_neg, delta_neg)
+        return torch.exp(-gap.abs() - delta).to(logits.dtype)
+
+
+def max_margin_loss(
+    logits: Tensor,
+    target: Tensor,
+    delta_neg: float | Tensor = 0.6,
+    beta: float = 1.5,
+    scale: float = 30.0,
+) -> Tensor:
+    """Return the cross-entropy of s (z - Δ e_y) for each sample, with the maximum margin Δ.
+
+    Parameters
+    ----------
+    logits, target, delta_neg, beta
+        As in `max_margin`.
+    scale : float, default=30.0
+        s, applied after the margin. The paper does not print its value.
+
+    Returns
+    -------
+    losses : Tensor of shape (n,)
+
+    References
+    ----------
+    .. [1] Kang, Vu, Yoo, ICIP 2021.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import max_margin_loss
+    >>> max_margin_loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]), scale=10.0)
+    tensor([7.6802])
+    """
+    margin = max_margin(logits, target, delta_neg, beta)
+    return _shifted_cross_entropy(logits, target, margin, scale)
+
+
+def _shifted_cross_entropy(logits: Tensor, target: Tensor, margin: Tensor, scale: float) -> Tensor:
+    """Cross-entropy of s (z - margin e_y); the scaled copy is the only extra (n, K) buffer."""
+    scaled = logits * scale
+    shift = (-scale * margin).to(scaled.dtype)
+    scaled.scatter_add_(1, target[:, None], shift[:, None])
+    return F.cross_entropy(scaled, target, reduction="none")
+
+
+class LDAMLoss(ClassCountLoss):
+    """Label-distribution-aware margin loss: rarer classes get larger margins.
+
+    Parameters
+    ----------
+    max_margin : float, default=0.5
+        Margin of the rarest class, in units of the cosine logits. 0.5 in the paper, 0.3 on
+        iNaturalist.
+    scale : float, default=30.0
+        s, which multiplies the logits after the margin is taken off.
+    power : float, default=0.25
+        Exponent of 1 / n; 0 gives every class the same margin and needs no counts.
+
+    Attributes
+    ----------
+    margins : Tensor of float64, shape (K,), or None
+        Margin m of each class, once the class counts are bound.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    RuntimeError
+        On the first batch, if no class counts are bound.
+
+    References
+    ----------
+    .. [1] Cao et al., NeurIPS 2019, eq. 13.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import LDAMLoss
+    >>> loss = LDAMLoss(scale=10.0)
+    >>> loss.set_class_counts([100, 10, 1])
+    >>> loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]))
+    tensor(6.8137)
+    """
+
+    normalized_logits = True
+    margins: Tensor | None
+
+    def __init__(self, max_margin: float = 0.5, scale: float = 30.0, power: float = 0.25) -> None:
+        super().__init__()
+        check_number("max_margin", max_margin, 0)
+        check_number("scale", scale, 0, above=True)
+        check_number("power", power, 0)
+        self.max_margin = max_margin
+        self.scale = scale
+        self.power = power
+        self.register_buffer("margins", None, persistent=False)
+
+    def _counts_changed(self) -> None:
+        self.margins = ldam_margins(self._need_counts(), self.max_margin, self.power)
+
+    def _margin(self, logits: Tensor) -> Tensor:
+        if self.power == 0:
+            return logits.new_full((logits.shape[1],), self.max_margin)
+        self._need_counts()
+        assert self.margins is not None
+        return self.margins
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each sample, shape (n,)."""
+        return ldam_loss(logits, target, self._margin(logits), self.scale)
+
+
+class UniformMarginLoss(LDAMLoss):
+    """One margin for all classes (M, additive-margin softmax): LDAM with power 0.
+
+    Parameters
+    ----------
+    max_margin : float, default=0.5
+        The margin. The LDAM paper does not print the value that it tuned.
+    scale : float, default=30.0
+        s.
+    power : float, default=0.0
+        As in `LDAMLoss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import LDAMLoss, UniformMarginLoss
+    >>> z, y = torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1])
+    >>> UniformMarginLoss()(z, y) == LDAMLoss(power=0.0)(z, y)
+    tensor(True)
+    """
+
+    def __init__(self, max_margin: float = 0.5, scale: float = 30.0, power: float = 0.0) -> None:
+        super().__init__(max_margin, scale, power)
+
+
+class MaxMarginLoss(ClassCountLoss):
+    """Maximum-margin loss (MM): a margin for each sample, largest at the decision boundary.
+
+    Parameters
+    ----------
+    delta_neg : float, default=0.6
+        δ⁻ of rows that are classified wrong, 0 or more. Larger means a smaller margin.
+    beta : float, default=1.5
+        β, above 0; δ⁺ = β δ⁻ for rows that are classified right.
+    scale : float, default=30.0
+        s, which multiplies the logits after the margin is taken off. The paper does not print it.
+    label_aware : bool, default=False
+        Whether δ⁻ is lowered by the LDAM margin of the row's class, which gives rarer classes
+        larger margins (MM-LDAM). Needs class counts.
+    max_margin : float, default=0.5
+        Largest LDAM margin, used if ``label_aware``.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    RuntimeError
+        On the first batch, if ``label_aware`` and no class counts are bound.
+
+    References
+    ----------
+    .. [1] Kang, Vu, Yoo, "Learning Imbalanced Datasets with Maximum Margin Loss", ICIP 2021.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import MaxMarginLoss
+    >>> loss = MaxMarginLoss(delta_neg=0.6, beta=1.5, scale=10.0)
+    >>> loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]))
+    tensor(7.6802)
+    """
+
+    normalized_logits = True
+    margins: Tensor | None
+
+    def __init__(
+        self,
+        delta_neg: float = 0.6,
+        beta: float = 1.5,
+        scale: float = 30.0,
+        label_aware: bool = False,
+        max_margin: float = 0.5,
+    ) -> None:
+        super().__init__()
+        check_number("delta_neg", delta_neg, 0)
+        check_number("beta", beta, 0, above=True)
+        check_number("scale", scale, 0, above=True)
+        check_number("max_margin", max_margin, 0)
+        self.delta_neg = delta_neg
+        self.beta = beta
+        self.scale = scale
+        self.label_aware = label_aware
+        self.max_margin = max_margin
+        self.register_buffer("margins", None, persistent=False)
+
+    def _counts_changed(self) -> None:
+        self.margins = ldam_margins(self._need_counts(), self.max_margin)
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each sample, shape (n,)."""
+        delta: float | Tensor = self.delta_neg
+        if self.label_aware:
+            self._need_counts()
+            assert self.margins is not None
+            delta = self.delta_neg - self.margins[target].to(logits.dtype)
+        return max_margin_loss(logits, target, delta, self.beta, self.scale)
+
+
+class MaxMarginLDAMLoss(MaxMarginLoss):
+    """Maximum-margin loss with label-aware margins (MM-LDAM): δ⁻ - m_y in place of δ⁻.
+
+    Parameters
+    ----------
+    delta_neg, beta, scale, max_margin
+        As in `MaxMarginLoss`.
+    label_aware : bool, default=True
+        As in `MaxMarginLoss`.
+
+    Notes
+    -----
+    The paper gives no equation for the combination; its released code does. Where δ⁻ is below the
+    LDAM margin of a class, its margins can exceed 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.losses import MaxMarginLDAMLoss
+    >>> loss = MaxMarginLDAMLoss(scale=10.0)
+    >>> loss.set_class_counts([100, 10, 1])
+    >>> loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]))
+    tensor(8.8743)
+    """
+
+    def __init__(
+        self,
+        delta_neg: float = 0.6,
+        beta: float = 1.5,
+        scale: float = 30.0,
+        label_aware: bool = True,
+        max_margin: float = 0.5,
+    ) -> None:
+        super().__init__(delta_neg, beta, scale, label_aware, max_margin)

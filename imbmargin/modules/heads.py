@@ -1,0 +1,139 @@
+"""Heads: the last layer, from features to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["HEADS", "CosineLinear", "make_head", "replace_head"]
+
+Head = str | Callable[[int, int], nn.Module]
+
+
+class CosineLinear(nn.Module):
+    """Normalised head: the cosine between the features and each class's weight vector.
+
+    Parameters
+    ----------
+    in_features : int
+        Size of the features.
+    out_features : int
+        Number of classes K.
+
+    Notes
+    -----
+    No bias and no scale: the margin losses scale the logits, after taking the margin off. Weights
+    start uniform in (-1, 1), each vector brought to length 1. Their length has no influence on the
+    logits.
+
+    References
+    ----------
+    .. [1] Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+       NeurIPS 2019, section 3.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.modules import CosineLinear
+    >>> head = CosineLinear(4, 3)
+    >>> bool((head(torch.randn(10, 4)).abs() <= 1.0001).all())
+    True
+    """
+
+    #: The logits are cosines in [-1, 1].
+    normalized = True
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        with torch.no_grad():
+            self.weight.uniform_(-1, 1)
+            self.weight.copy_(F.normalize(self.weight, dim=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the cosines (n, K) of features (n, in_features)."""
+        return F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for repr."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": nn.Linear, "cosine": CosineLinear}
+
+
+def make_head(head: Head, in_features: int, out_features: int) -> nn.Module:
+    """Make a head by name, or by a function of the two sizes.
+
+    Parameters
+    ----------
+    head : {"linear", "cosine"} or callable
+        Kind of head. A callable gets ``(in_features, out_features)``.
+    in_features, out_features : int
+        Size of the features, and number of classes.
+
+    Returns
+    -------
+    head : Module
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+
+    Examples
+    --------
+    >>> from imbmargin.modules import make_head
+    >>> make_head("cosine", 64, 10)
+    CosineLinear(in_features=64, out_features=10)
+    """
+    if callable(head):
+        return head(in_features, out_features)
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {list(HEADS)} or a callable, got {head!r}")
+    return HEADS[head](in_features, out_features)
+
+
+def replace_head(module: nn.Module, num_classes: int) -> None:
+    """Give a network a fresh head of the same kind for another number of classes, in place.
+
+    Parameters
+    ----------
+    module : Module
+        A network with an attribute ``head``.
+    num_classes : int
+        Number of outputs of the new head.
+
+    Raises
+    ------
+    TypeError
+        If the head is neither a Linear nor a `CosineLinear`.
+
+    Examples
+    --------
+    >>> from imbmargin.modules import MLP, replace_head
+    >>> network = MLP(in_features=4, num_classes=5)
+    >>> replace_head(network, 3)
+    >>> network.head
+    Linear(in_features=128, out_features=3, bias=True)
+    """
+    head = module.head
+    if isinstance(head, CosineLinear):
+        module.head = CosineLinear(head.in_features, num_classes)
+    elif isinstance(head, nn.Linear):
+        module.head = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+    else:
+        raise TypeError(
+            f"the head of {type(module).__name__} is a {type(head).__name__} for another number "
+            f"of classes than {num_classes}; only Linear and CosineLinear can be replaced, so "
+            f"give the module a head with {num_classes} outputs"
+        )
