@@ -1,1 +1,39 @@
 """Deep learning on imbalanced data for people who use scikit-learn."""
+
+from imbmargin._version import __version__
+from imbmargin.contract import NotFittedError
+from imbmargin.data.imbalance import (
+    LongTailedSampler,
+    StepSampler,
+    long_tailed_counts,
+    make_long_tailed,
+    make_step,
+    step_counts,
+)
+from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.losses import LOSSES
+from imbmargin.methods import METHODS, make_classifier
+from imbmargin.metrics import balanced_accuracy, group_accuracy, per_class_error, sample_margins
+from imbmargin.weights import class_rates, class_weights, effective_number
+
+__all__ = [
+    "LOSSES",
+    "METHODS",
+    "LongTailedSampler",
+    "MaxMarginClassifier",
+    "NotFittedError",
+    "StepSampler",
+    "__version__",
+    "balanced_accuracy",
+    "class_rates",
+    "class_weights",
+    "effective_number",
+    "group_accuracy",
+    "long_tailed_counts",
+    "make_classifier",
+    "make_long_tailed",
+    "make_step",
+    "per_class_error",
+    "sample_margins",
+    "step_counts",
+]

@@ -30,7 +30,7 @@ def per_class_error(
     Raises
     ------
     ValueError
-        If the lengths differ.
+        If there are no rows, the lengths differ, or one holds strings and the other numbers.
 
     Examples
     --------
@@ -38,16 +38,12 @@ def per_class_error(
     >>> per_class_error(["a", "a", "b"], ["a", "b", "b"])
     array([0.5, 0. ])
     """
-    true, pred = np.asarray(y_true), np.asarray(y_pred)
-    if true.shape != pred.shape or true.ndim != 1:
-        raise ValueError(
-            f"y_true and y_pred must be 1-D and of the same length, got shapes {true.shape} and "
-            f"{pred.shape}"
-        )
-    names = np.unique(true) if labels is None else np.asarray(labels)
-    wrong = true != pred
-    rows = [true == name for name in names]
-    return np.array([wrong[row].mean() if row.any() else np.nan for row in rows], dtype=np.float64)
+    known, right, size = _count_right(y_true, y_pred)
+    error = (size - right) / size
+    if labels is None:
+        return error
+    by_label = dict(zip(known.tolist(), error.tolist(), strict=True))
+    return np.array([by_label.get(label, np.nan) for label in np.asarray(labels).tolist()])
 
 
 def balanced_accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
@@ -66,13 +62,19 @@ def balanced_accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
     score : float
         In [0, 1].
 
+    Raises
+    ------
+    ValueError
+        As `per_class_error`.
+
     Examples
     --------
     >>> from imbmargin import balanced_accuracy
     >>> balanced_accuracy([0, 0, 1], [0, 1, 1])
     0.75
     """
-    return float(1 - per_class_error(y_true, y_pred).mean())
+    _, right, size = _count_right(y_true, y_pred)
+    return float((right / size).mean())
 
 
 def group_accuracy(
@@ -91,9 +93,10 @@ def group_accuracy(
     y_true, y_pred : array-like of shape (n,)
         True and predicted labels.
     class_counts : array-like of int, shape (K,)
-        Rows of each class in the training part.
+        Rows of each class in the training part (a fitted estimator's ``class_counts_``).
     labels : array-like of shape (K,), default=None
-        The classes, in the order of ``class_counts``; by default those of ``y_true``, sorted.
+        The classes, in the order of ``class_counts`` (``classes_``); by default those of
+        ``y_true``, sorted.
     many, few : int, default=100, 20
         Classes with more than ``many`` rows are "many", those with fewer than ``few`` are "few".
         100 and 20 are the bounds of the ImageNet-LT benchmark.
@@ -101,7 +104,7 @@ def group_accuracy(
     Returns
     -------
     accuracy : dict
-        Keys "many", "medium" and "few"; NaN for a group without classes.
+        Keys "many", "medium" and "few"; NaN for a group without classes in ``y_true``.
 
     Raises
     ------
@@ -132,22 +135,20 @@ def group_accuracy(
         "medium": (counts <= many) & (counts >= few),
         "few": counts < few,
     }
-    return {name: _nanmean(1 - error[group]) for name, group in groups.items()}
+    seen = ~np.isnan(error)
+    accuracy = {name: 1 - error[group & seen] for name, group in groups.items()}
+    return {name: float(part.mean()) if len(part) else np.nan for name, part in accuracy.items()}
 
 
-def _nanmean(values: NDArray[np.float64]) -> float:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def sample_margins(logits: Any, target: ArrayLike) -> NDArray[np.float64]:
+def sample_margins(logits: Any, target: Any) -> NDArray[np.float64]:
     """Return the margin of each sample: its label's logit less the largest other one.
 
     Parameters
     ----------
-    logits : array-like or Tensor, shape (n, K)
-        Logits z.
-    target : array-like of int, shape (n,)
+    logits : array-like or Tensor, shape (n, K), or (n,) for two classes
+        Logits z, before any scale. For two classes also the difference z_1 - z_0, as
+        ``decision_function`` returns it.
+    target : array-like or Tensor of int, shape (n,)
         Encoded labels 0..K-1.
 
     Returns
@@ -158,7 +159,7 @@ def sample_margins(logits: Any, target: ArrayLike) -> NDArray[np.float64]:
     Raises
     ------
     ValueError
-        If the shapes do not fit.
+        If the shapes do not fit, or a target is not in 0..K-1.
 
     Examples
     --------
@@ -166,14 +167,50 @@ def sample_margins(logits: Any, target: ArrayLike) -> NDArray[np.float64]:
     >>> sample_margins([[0.5, 0.25, 0.0], [0.5, 0.25, 0.0]], [0, 2])
     array([ 0.25, -0.5 ])
     """
-    z = np.array(logits.detach().cpu() if hasattr(logits, "detach") else logits, dtype=np.float64)
-    y = np.asarray(target.cpu() if hasattr(target, "cpu") else target, dtype=np.int64)
+    if hasattr(logits, "detach"):
+        logits = logits.detach().cpu().double().numpy()  # NumPy has no bfloat16
+    z = np.array(logits, dtype=np.float64)
+    y = np.asarray(target.cpu() if hasattr(target, "cpu") else target)
+    if z.ndim == 1:
+        z = np.column_stack([np.zeros_like(z), z])
     if z.ndim != 2 or z.shape[1] < 2 or y.shape != z.shape[:1]:
         raise ValueError(
             f"logits must have shape (n, K) with K >= 2 and target shape (n,), got {z.shape} and "
             f"{y.shape}"
         )
-    row = np.arange(len(y))
+    if y.size and (y.dtype.kind not in "biu" or not 0 <= y.min() <= y.max() < z.shape[1]):
+        raise ValueError(
+            f"target must have encoded labels 0..{z.shape[1] - 1}, got "
+            f"{np.unique(y)[:10].tolist()}; encode the labels, for instance by "
+            "np.searchsorted(clf.classes_, y)"
+        )
+    row, y = np.arange(len(y)), y.astype(np.int64)
     own = z[row, y]
     z[row, y] = -np.inf
     return own - z.max(axis=1)
+
+
+def _count_right(
+    y_true: ArrayLike, y_pred: ArrayLike
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return the classes of ``y_true``, sorted, and how many of how many rows of each are right."""
+    true, pred = _labels(y_true), _labels(y_pred)
+    if true.shape != pred.shape or true.ndim != 1 or not true.size:
+        raise ValueError(
+            "y_true and y_pred must be 1-D, not empty and of the same length, got shapes "
+            f"{true.shape} and {pred.shape}"
+        )
+    if (true.dtype.kind in "UT") != (pred.dtype.kind in "UT"):
+        raise ValueError(
+            "y_true and y_pred must have labels of one type, got "
+            f"{true.tolist()[0]!r} and {pred.tolist()[0]!r}; "
+            "decode the predictions, for instance by clf.classes_[y_pred]"
+        )
+    known, code = np.unique(true, return_inverse=True)
+    return known, np.bincount(code[true == pred], minlength=len(known)), np.bincount(code)
+
+
+def _labels(y: ArrayLike) -> NDArray[Any]:
+    """Return labels as an array; from pandas' object columns, of the type that they hold."""
+    labels = np.asarray(y)
+    return np.array(labels.tolist()) if labels.dtype == object else labels

@@ -154,9 +154,9 @@ def test_resampling_on_a_plain_net_draws_from_the_training_part_only(table, resa
 def test_progressive_sampling_moves_from_the_data_to_balance(table):
     X, y = table
     spy = Spy()
-    MaxMarginClassifier(
-        resample="progressive", max_epochs=11, callbacks=[spy], random_state=0
-    ).fit(X, y)
+    MaxMarginClassifier(resample="progressive", max_epochs=11, callbacks=[spy], random_state=0).fit(
+        X, y
+    )
     tail = [np.mean(np.array(drawn) == 2) for drawn in spy.drawn]
     assert tail[0] < 0.15
     assert abs(tail[-1] - 1 / 3) < 0.08

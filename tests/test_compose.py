@@ -52,7 +52,9 @@ def test_sample_weight_is_routed(table):
     X, y = table
     weight = np.where(np.arange(300) % 2, 0.0, 1.0)
     with sklearn.config_context(enable_metadata_routing=True):
-        inner = classifier().set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        inner = (
+            classifier().set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        )
         found = GridSearchCV(inner, {"delta_neg": [0.6]}, cv=2).fit(X, y, sample_weight=weight)
         direct = classifier().fit(X, y, sample_weight=weight)
     np.testing.assert_array_equal(found.predict_proba(X), direct.predict_proba(X))

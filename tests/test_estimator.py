@@ -101,7 +101,9 @@ def test_labels_of_any_type(table, names):
     assert plain.history[-1, "valid_balanced_accuracy"] > 0.7
 
 
-@pytest.mark.parametrize("labels", [np.array([False, True]), np.array([-1, 1]), np.array(["n", "p"])])
+@pytest.mark.parametrize(
+    "labels", [np.array([False, True]), np.array([-1, 1]), np.array(["n", "p"])]
+)
 def test_binary_labels_and_their_scores(binary_table, labels):
     X, y = binary_table
     clf = fit(
@@ -392,7 +394,14 @@ def test_a_predefined_validation_set(table):
     valid = dataset(X[200:], y[200:])
     clf = fit(dataset(X[:200], y[:200]), None, train_split=predefined_split(valid))
     assert clf.class_counts_.sum() == 200
-    assert sum(batch["valid_batch_size"] for batch in clf.history[-1, "batches"] if "valid_batch_size" in batch) == 100
+    assert (
+        sum(
+            batch["valid_batch_size"]
+            for batch in clf.history[-1, "batches"]
+            if "valid_batch_size" in batch
+        )
+        == 100
+    )
 
 
 def test_iterator_arguments_choose_a_data_loader(table):
