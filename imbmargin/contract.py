@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils import Tags
 from skorch import NeuralNetClassifier
@@ -45,6 +46,17 @@ class ContractClassifier(NeuralNetClassifier):
         # The loss is a parameter of the subclass.
         for name in ("criterion", "history_", "initialized_", "virtual_params_"):
             del vars(self)[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # skorch takes any torch module that is assigned for a part of the net; as a parameter it
+        # is only what a part will be made from.
+        if name in ("module", "loss"):
+            vars(self)[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        return BaseEstimator.__repr__(self)
 
     @property
     def device(self) -> Any:
@@ -111,7 +123,8 @@ class ContractClassifier(NeuralNetClassifier):
         """Raise an error for a parameter that does not fit the encoded targets."""
 
     def _check_array(self, X: Any, *, reset: bool) -> Any:
-        if not reset and self._layout is not None and len(np.shape(X)) > 2:
+        layout = None if reset else self._layout
+        if layout is not None and max(len(np.shape(X)), len(layout.sample_shape) + 1) > 2:
             self._check_shape(np.shape(X))
         X = inputs.check_inputs(self, X, reset=reset)
         if reset:

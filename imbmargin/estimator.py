@@ -128,9 +128,11 @@ callable or None, default=None
     iterator_train, iterator_valid : class or "auto", default="auto"
         "auto": whole-batch indexing of arrays, a DataLoader for torch Datasets or when
         ``iterator_train__*`` gives arguments of one.
+    classes, compile, predict_nonlinearity, torch_load_kwargs, use_caching
+        As in `skorch.NeuralNetClassifier`.
     **kwargs
-        Further arguments of `skorch.NeuralNetClassifier`, and those of parts: ``module__*``,
-        ``criterion__*``, ``optimizer__*``, ``callbacks__*``, ``iterator_train__*``.
+        Arguments of parts: ``module__*``, ``criterion__*``, ``optimizer__*``, ``callbacks__*``,
+        ``iterator_train__*``.
 
     Attributes
     ----------
@@ -209,6 +211,11 @@ callable or None, default=None
         dataset: Any = ArrayDataset,
         iterator_train: Any = "auto",
         iterator_valid: Any = "auto",
+        classes: Any = None,
+        compile: bool = False,
+        predict_nonlinearity: Any = "auto",
+        torch_load_kwargs: dict[str, Any] | None = None,
+        use_caching: Any = "auto",
         **kwargs: Any,
     ) -> None:
         if "criterion" in kwargs:
@@ -227,6 +234,11 @@ callable or None, default=None
             dataset=dataset,
             iterator_train=iterator_train,
             iterator_valid=iterator_valid,
+            classes=classes,
+            compile=compile,
+            predict_nonlinearity=predict_nonlinearity,
+            torch_load_kwargs=torch_load_kwargs,
+            use_caching=use_caching,
             **kwargs,
         )
         self.loss = loss

@@ -91,7 +91,7 @@ def test_resampled_images_reach_the_network_flattened(images):
 def test_long_tailed_sampler_in_a_pipeline(table):
     X, y = table
     model = make_imblearn_pipeline(
-        LongTailedSampler(imbalance_ratio=10, random_state=0), classifier()
+        LongTailedSampler(imbalance_ratio=10, n_max=150, random_state=0), classifier()
     ).fit(X, y)
     counts = model[-1].class_counts_
     assert counts.max() / counts.min() >= 10

