@@ -34,7 +34,7 @@ Schedule = Callable[[int, int], float]
 def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = False) -> int:
     """Turn a start (an int, a fraction of ``max_epochs``, or None) into completed epochs.
 
-    ``open_ended`` training (``partial_fit``) may go on after ``max_epochs``, so any start is fine.
+    A fraction below 1 is always reached. ``open_ended`` training (``partial_fit``) may go on after ``max_epochs``, so any start is fine.
 
     Raises
     ------
@@ -58,7 +58,8 @@ def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = Fal
     if isinstance(start, Integral):
         epoch = int(start)
     elif start <= 1:
-        epoch = round(float(start) * max_epochs)
+        # A fraction below 1 leaves an epoch, however few there are.
+        epoch = min(round(float(start) * max_epochs), max_epochs - (start < 1))
     else:
         raise ValueError(
             f"{name} must be a whole number of epochs or a fraction up to 1, got {start!r}"

@@ -68,12 +68,21 @@ class ContractClassifier(NeuralNetClassifier):
         vars(self)["device"] = value
 
     def _get_param_names(self) -> list[str]:
-        # skorch lists the instance's attributes; its private ones are not parameters.
-        return [name for name in super()._get_param_names() if not name.startswith("_")]
+        # skorch lists the instance's attributes; its private ones are not parameters, and
+        # get_params adds the device, which may not be there, as it was given.
+        names = super()._get_param_names()
+        return [name for name in names if not name.startswith("_") and name != "device"]
 
     def get_params(self, deep: bool = True, **kwargs: Any) -> dict[str, Any]:
         """Return the constructor's parameters, as scikit-learn and skorch do."""
         return {**super().get_params(deep=deep, **kwargs), "device": vars(self)["device"]}
+
+    def set_params(self, **kwargs: Any) -> ContractClassifier:
+        """Set parameters, as scikit-learn and skorch do; what they hold is checked in fit."""
+        if not self.initialized_ and "callbacks" in kwargs:
+            # skorch would make them at once.
+            self.callbacks = kwargs.pop("callbacks")
+        return super().set_params(**kwargs)
 
     @property
     def _layout(self) -> inputs.Layout | None:
@@ -124,8 +133,9 @@ class ContractClassifier(NeuralNetClassifier):
 
     def _check_array(self, X: Any, *, reset: bool) -> Any:
         layout = None if reset else self._layout
-        if layout is not None and max(len(np.shape(X)), len(layout.sample_shape) + 1) > 2:
-            self._check_shape(np.shape(X))
+        shape = getattr(X, "shape", ())
+        if layout is not None and shape and max(len(shape), len(layout.sample_shape) + 1) > 2:
+            self._check_shape(shape)
         X = inputs.check_inputs(self, X, reset=reset)
         if reset:
             self.layout_ = inputs.find_layout(X.shape, self.image_shape)
@@ -346,7 +356,8 @@ class ContractClassifier(NeuralNetClassifier):
         log_probability : ndarray of shape (n, K)
             Computed from the logits, so that small probabilities keep their digits.
         """
-        return torch.log_softmax(self.logit_scale_ * self._logits(X).double(), dim=1).numpy()
+        logits = self._logits(X).double()
+        return torch.log_softmax(self.logit_scale_ * logits, dim=1).numpy()
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the class labels.

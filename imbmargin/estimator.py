@@ -27,6 +27,7 @@ from imbmargin.modules import MODULES, channel_statistics
 from imbmargin.parts import (
     adapt_module,
     check_module,
+    default_schedule,
     loss_arguments,
     module_arguments,
     optimizer_defaults,
@@ -101,7 +102,8 @@ callable or None, default=None
         optimizer that you choose.
     lr_schedule : {"auto", "step", "cosine"}, callable or None, default="auto"
         Factor of the learning rate by epoch, see `imbmargin.callbacks.LearningRateSchedule`.
-        "auto": "step", the paper's, unless ``callbacks`` brings a skorch LRScheduler.
+        "auto": "step", the paper's, for images and a constant rate for tables, unless
+        ``callbacks`` brings a skorch LRScheduler.
     max_epochs : int, default=200
         Passes over the training part.
     batch_size : int, default=128
@@ -287,7 +289,7 @@ callable or None, default=None
         if resample is None and self.drs_epoch is not None:
             resample = "effective_number"
         if isinstance(schedule, str) and schedule == "auto":
-            schedule = None if self._has_own_schedule() else "step"
+            schedule = None if self._has_own_schedule() else default_schedule(self._layout)
         return [
             ("epoch_timer", EpochTimer()),
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
@@ -407,6 +409,10 @@ callable or None, default=None
             value = getattr(self, name)
             if not isinstance(value, Integral) or (value < least and (name, value) != _ALL_ROWS):
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if self.callbacks not in (None, "disable") and not isinstance(self.callbacks, list):
+            raise ValueError(
+                f"callbacks must be a list of skorch callbacks or None, got {self.callbacks!r}"
+            )
         for name in ("drw_epoch", "drs_epoch"):
             resolve_epoch(getattr(self, name), self.max_epochs, name, self.open_ended_)
 

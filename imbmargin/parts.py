@@ -19,6 +19,7 @@ from imbmargin.modules import MODULES, replace_head
 __all__ = [
     "adapt_module",
     "check_module",
+    "default_schedule",
     "loss_arguments",
     "module_arguments",
     "optimizer_defaults",
@@ -217,3 +218,12 @@ def optimizer_defaults(layout: Layout | None) -> tuple[type[torch.optim.Optimize
     if layout is not None and layout.image_shape is not None:
         return torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4}
     return torch.optim.AdamW, {"lr": 2e-3, "weight_decay": 1e-4}
+
+
+def default_schedule(layout: Layout | None) -> str | None:
+    """Return the schedule of "auto": the papers' for images, a constant rate for tables.
+
+    The papers' rate falls a hundredfold when re-weighting switches on; with Adam on a table of a
+    few batches the weights could then no longer change anything.
+    """
+    return "step" if layout is not None and layout.image_shape is not None else None

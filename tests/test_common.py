@@ -9,12 +9,16 @@ from imbmargin import MaxMarginClassifier
 
 
 class LazyNet(nn.Module):
-    """A user's network: the first layer takes any width, the head can be replaced."""
+    """A user's network: takes rows of any width, and the head can be replaced.
+
+    All of it is lazy, since scikit-learn compares an instance before and after fit by a hash, and
+    torch's initialised parameters have another hash in every copy.
+    """
 
     def __init__(self):
         super().__init__()
         self.backbone = nn.Sequential(nn.LazyLinear(32), nn.ReLU())
-        self.head = nn.Linear(32, 2)
+        self.head = nn.LazyLinear(2)
 
     def forward(self, x):
         return self.head(self.backbone(x))
@@ -34,7 +38,8 @@ COMMON = {"max_epochs": 30, "random_state": 0}
 CONFIGURATIONS = [
     MaxMarginClassifier(),
     MaxMarginClassifier(loss="cross_entropy", **COMMON),
-    MaxMarginClassifier(loss="mm_ldam", drw_epoch=0.8, **COMMON),
+    # Half of the epochs, so that the weights have the steps that a check of their effect needs.
+    MaxMarginClassifier(loss="mm_ldam", drw_epoch=0.5, max_epochs=60, random_state=0),
     MaxMarginClassifier(resample="class_balanced", **COMMON),
     MaxMarginClassifier(train_split=0.2, **COMMON),
     MaxMarginClassifier(LazyNet(), **COMMON),

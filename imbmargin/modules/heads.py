@@ -127,7 +127,9 @@ def replace_head(module: nn.Module, num_classes: int) -> None:
     Linear(in_features=128, out_features=3, bias=True)
     """
     head = module.head
-    if isinstance(head, CosineLinear):
+    if isinstance(head, nn.LazyLinear):
+        module.head = nn.LazyLinear(num_classes, bias=head.bias is not None)
+    elif isinstance(head, CosineLinear):
         module.head = CosineLinear(head.in_features, num_classes)
     elif isinstance(head, nn.Linear):
         module.head = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)

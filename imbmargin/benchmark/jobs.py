@@ -1,0 +1,263 @@
+"""A job of the benchmark: one method on one data set with one seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from imblearn.metrics import geometric_mean_score
+from joblib import cpu_count
+from sklearn.metrics import accuracy_score
+
+from imbmargin.benchmark.contenders import make_contender
+from imbmargin.callbacks import resolve_epoch
+from imbmargin.data.datasets import (
+    EMBEDDED,
+    TrainTest,
+    load_embedded,
+    load_image_folder,
+    load_table_file,
+)
+from imbmargin.data.imbalance import long_tailed_indices, step_indices
+from imbmargin.metrics import balanced_accuracy, group_accuracy, per_class_error
+
+__all__ = ["DataSpec", "Job", "environment", "load_data", "run_job"]
+
+IMBALANCES = ("long_tailed", "step", "none")
+_INDICES = {"long_tailed": long_tailed_indices, "step": step_indices}
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What is loaded, and how it is made imbalanced.
+
+    Parameters
+    ----------
+    source : str
+        A name of `imbmargin.data.datasets.EMBEDDED`, a CSV or Parquet file, or a folder of images.
+    target : str, default=None
+        Column of the labels, of a file.
+    imbalance : {"long_tailed", "step", "none"}, default="none"
+        Subset of the training part.
+    ratio : float, default=20
+        Imbalance ratio of the subset.
+    n_max : int, default=None
+        Rows of the most frequent class of the subset; by default all that it has.
+    image_size : int, default=None
+        Pixels to which images of a folder are brought.
+    """
+
+    source: str
+    target: str | None = None
+    imbalance: str = "none"
+    ratio: float = 20.0
+    n_max: int | None = None
+    image_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Short name, for titles and files."""
+        return self.source if self.source in EMBEDDED else Path(self.source).resolve().stem
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether these are images in a folder."""
+        return self.source not in EMBEDDED and Path(self.source).is_dir()
+
+    def choose(self, seed: int) -> Any:
+        """Return the function from training labels to the rows kept, or None for all."""
+        if self.imbalance == "none":
+            return None
+
+        def indices(y: np.ndarray) -> np.ndarray:
+            classes, counts = np.unique(y, return_counts=True)
+            # Images in the order that papers have; in a table the frequent class stays frequent.
+            order = classes if self.is_folder else classes[np.argsort(-counts, kind="stable")]
+            return _INDICES[self.imbalance](
+                y,
+                imbalance_ratio=self.ratio,
+                n_max=self.n_max,
+                class_order=order,
+                protocol="ldam" if self.is_folder else "random",
+                random_state=0 if self.is_folder else seed,
+            )
+
+        return indices
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method on one data set with one seed.
+
+    Parameters
+    ----------
+    data : DataSpec
+        The data.
+    method : str
+        One of `imbmargin.benchmark.contenders.CONTENDERS`.
+    seed : int
+        Of the split, the subset and the training.
+    epochs : int
+        Epochs of the networks.
+    precision : str, default="float32"
+        As in `MaxMarginClassifier`.
+    """
+
+    data: DataSpec
+    method: str
+    seed: int
+    epochs: int
+    precision: str = "float32"
+
+    @property
+    def file_name(self) -> str:
+        """Name of the JSON file: readable, and different for different settings or data."""
+        settings = asdict(self)
+        path = Path(self.data.source)
+        if self.data.source not in EMBEDDED and path.exists():
+            stat = path.stat()
+            settings["state"] = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.data.name}--{self.method}--seed{self.seed}--{digest}.json"
+
+
+@lru_cache(maxsize=1)
+def load_data(data: DataSpec, seed: int) -> TrainTest:
+    """Load the data of a job; jobs that follow one another share it.
+
+    Raises
+    ------
+    ValueError, OSError, ImportError
+        If they cannot be loaded, or the subset is not possible.
+    """
+    options: dict[str, Any] = {"choose": data.choose(seed), "random_state": seed}
+    if data.source in EMBEDDED:
+        return load_embedded(data.source, **options)
+    if data.is_folder:
+        return load_image_folder(data.source, image_size=data.image_size, **options)
+    if not Path(data.source).exists():
+        raise FileNotFoundError(
+            f"there is no file or folder {data.source}; pass one, or one of {list(EMBEDDED)}"
+        )
+    return load_table_file(data.source, data.target, **options)
+
+
+def run_job(job: Job, callbacks: list[Any] | None = None) -> dict[str, Any]:
+    """Train and test; return a record that JSON can hold. An error becomes part of it.
+
+    Parameters
+    ----------
+    job : Job
+        What to do.
+    callbacks : list, default=None
+        skorch callbacks for the methods, such as one that shows progress.
+
+    Returns
+    -------
+    record : dict
+        ``status`` is "done" or "failed". Scores are those after the last epoch.
+
+    Examples
+    --------
+    >>> from imbmargin.benchmark.jobs import DataSpec, Job, run_job
+    >>> record = run_job(Job(DataSpec("iris"), "ERM", seed=0, epochs=20))
+    >>> record["status"], record["scores"]["accuracy"] > 0.8
+    ('done', True)
+    """
+    record: dict[str, Any] = {"format": 1, "job": asdict(job), "environment": environment()}
+    try:
+        return {**record, "status": "done", **_measure(job, callbacks)}
+    except Exception as error:
+        return {
+            **record,
+            "status": "failed",
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(),
+        }
+
+
+def _measure(job: Job, callbacks: list[Any] | None) -> dict[str, Any]:
+    data = load_data(job.data, job.seed)
+    classes, counts = np.unique(data.y_train, return_counts=True)
+    model = make_contender(
+        job.method,
+        image_shape=data.image_shape,
+        rarest=int(counts.min()),
+        max_epochs=job.epochs,
+        random_state=job.seed,
+        precision=job.precision,
+        callbacks=callbacks,
+    )
+    start = time.perf_counter()
+    model.fit(data.X_train.reshape(len(data.X_train), -1), data.y_train)
+    fitted = time.perf_counter()
+    predicted = model.predict(data.X_test.reshape(len(data.X_test), -1))
+    seconds = {"fit": fitted - start, "predict": time.perf_counter() - fitted}
+    return {
+        "images": data.image_shape is not None,
+        "sample_shape": list(data.X_train.shape[1:]),
+        "n_train": len(data.y_train),
+        "n_test": len(data.y_test),
+        "classes": classes.tolist(),
+        "class_counts": counts.tolist(),
+        "test_counts": [int((data.y_test == label).sum()) for label in classes],
+        "scores": _scores(data.y_test, predicted, counts, classes),
+        "per_class_error": _finite(per_class_error(data.y_test, predicted, labels=classes)),
+        "seconds": seconds,
+        **_training(model, job, len(data.y_train) * job.epochs / seconds["fit"]),
+    }
+
+
+def _scores(
+    y_true: np.ndarray, y_pred: np.ndarray, counts: np.ndarray, classes: np.ndarray
+) -> dict[str, Any]:
+    groups = group_accuracy(y_true, y_pred, class_counts=counts, labels=classes)
+    return {
+        "accuracy": float(accuracy_score(y_true, y_pred)),
+        "balanced_accuracy": balanced_accuracy(y_true, y_pred),
+        "geometric_mean": float(geometric_mean_score(y_true, y_pred, average="multiclass")),
+        **{f"{name}_error": _finite([1 - part])[0] for name, part in groups.items()},
+    }
+
+
+def _finite(values: Any) -> list[float | None]:
+    """Put None, which JSON has, in the place of NaN, which it has not."""
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _training(model: Any, job: Job, rows_per_second: float) -> dict[str, Any]:
+    history = getattr(model, "history_", None)
+    if history is None:
+        return {}
+    starts = [
+        resolve_epoch(getattr(model, name), job.epochs, name) for name in ("drw_epoch", "drs_epoch")
+    ]
+    return {
+        "history": [{"epoch": r["epoch"], "train_loss": r["train_loss"]} for r in history],
+        "deferred_epoch": max((s for s in starts if s), default=None),
+        "rows_per_second": rows_per_second,
+    }
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, Any]:
+    """Return versions and hardware, as they are printed with results."""
+    packages = ("imbmargin", "torch", "scikit-learn", "skorch", "imbalanced-learn", "numpy")
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": cpu_count(),
+        "gpu": cuda,
+    }

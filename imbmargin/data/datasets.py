@@ -1,0 +1,301 @@
+"""Data to compare methods on: embedded sets, tables in files, folders of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import datasets as embedded
+from sklearn.compose import ColumnTransformer, make_column_selector
+from sklearn.impute import SimpleImputer
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+from sklearn.utils.multiclass import type_of_target
+
+from imbmargin.data.images import list_images, read_images
+
+__all__ = ["EMBEDDED", "TrainTest", "load_embedded", "load_image_folder", "load_table_file"]
+
+Choose = Callable[[NDArray[Any]], NDArray[np.int64]]
+"""From the labels of the training part to the rows that are kept."""
+
+
+@dataclass(frozen=True)
+class TrainTest:
+    """A training and a test part.
+
+    Parameters
+    ----------
+    name : str
+        Name of the data set.
+    X_train, X_test : ndarray of shape (n, features) or (n, C, H, W)
+        Inputs; images are uint8.
+    y_train, y_test : ndarray of shape (n,)
+        Labels.
+    """
+
+    name: str
+    X_train: NDArray[Any]
+    y_train: NDArray[Any]
+    X_test: NDArray[Any]
+    y_test: NDArray[Any]
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """(channels, height, width), or None for rows of a table."""
+        return self.X_train.shape[1:] if self.X_train.ndim == 4 else None
+
+    def take(self, rows: NDArray[np.int64]) -> TrainTest:
+        """Keep only these rows of the training part."""
+        return replace(self, X_train=self.X_train[rows], y_train=self.y_train[rows])
+
+
+_LOADERS: dict[str, Callable[..., Any]] = {
+    "digits": embedded.load_digits,
+    "breast_cancer": embedded.load_breast_cancer,
+    "iris": embedded.load_iris,
+    "wine": embedded.load_wine,
+}
+
+EMBEDDED = tuple(_LOADERS)
+"""Names that `load_embedded` knows: "digits" are images, the others tables."""
+
+
+def load_embedded(
+    name: str,
+    *,
+    choose: Choose | None = None,
+    test_size: float = 0.3,
+    random_state: int = 0,
+) -> TrainTest:
+    """Load a data set that comes with scikit-learn, split by class.
+
+    Parameters
+    ----------
+    name : str
+        One of `EMBEDDED`.
+    choose : callable, default=None
+        Gets the labels of the training part and returns the rows to keep.
+    test_size : float, default=0.3
+        Fraction of the test part.
+    random_state : int, default=0
+        Seed of the split.
+
+    Returns
+    -------
+    data : TrainTest
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+
+    Examples
+    --------
+    >>> from imbmargin.data.datasets import load_embedded
+    >>> data = load_embedded("digits")
+    >>> data.X_train.shape, data.image_shape
+    ((1257, 1, 8, 8), (1, 8, 8))
+    """
+    if name not in _LOADERS:
+        raise ValueError(f"name must be one of {list(EMBEDDED)}, got {name!r}")
+    bunch = _LOADERS[name]()
+    X, y = bunch.data, bunch.target_names[bunch.target]
+    if name == "digits":
+        # 17 grey levels, spread over those of usual images.
+        X = (X.reshape(-1, 1, 8, 8) * 15).astype(np.uint8)
+        y = bunch.target
+    data = _split(name, X, y, test_size, random_state)
+    return data if choose is None else data.take(choose(data.y_train))
+
+
+def load_table_file(
+    path: str | Path,
+    target: str | None,
+    *,
+    choose: Choose | None = None,
+    test_size: float = 0.3,
+    random_state: int = 0,
+) -> TrainTest:
+    """Load a table from a CSV or Parquet file, split by class and made numeric.
+
+    Numbers keep their values, with the median for missing ones; other columns become one column
+    for each of their (at most 50) values. Both are learned from the training part.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file whose name ends in .csv, .csv.gz or .parquet.
+    target : str
+        Name of the column with the labels.
+    choose, test_size, random_state
+        As in `load_embedded`.
+
+    Returns
+    -------
+    data : TrainTest
+        float32 rows.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read, lacks the target column or columns besides it, or its labels are
+        missing, continuous, of one class, or of a class with a single row.
+    ImportError
+        If pandas (or, for Parquet, pyarrow) is not installed.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> from imbmargin.data.datasets import load_table_file
+    >>> lines = ["amount,country,fraud"] + ["1.5,NL,no", "9.0,DE,yes"] * 10
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder, "payments.csv")
+    ...     _ = file.write_text("\\n".join(lines))
+    ...     data = load_table_file(file, target="fraud")
+    >>> data.X_train.shape, data.y_train[:2].tolist()
+    ((14, 3), ['no', 'yes'])
+    """
+    frame = _read_frame(Path(path))
+    columns = [str(column) for column in frame.columns]
+    if target not in columns:
+        raise ValueError(
+            f"target={target!r} is not a column of {path}; pass one of {columns[:50]} as target"
+        )
+    y, X = frame[target], frame.drop(columns=target)
+    if y.isna().any():
+        raise ValueError(
+            f"target column {target!r} of {path} has {int(y.isna().sum())} missing labels; "
+            "remove these rows"
+        )
+    if X.shape[1] == 0:
+        raise ValueError(f"{path} has no columns besides the target {target!r}; add features")
+    dates = list(X.select_dtypes(include=["datetime", "datetimetz", "timedelta"]).columns)
+    if dates:
+        raise ValueError(f"columns {dates} of {path} hold dates; turn them into numbers")
+    data = _split(Path(path).stem, X, np.array(y.tolist()), test_size, random_state)
+    if choose is not None:
+        rows = choose(data.y_train)
+        data = replace(data, X_train=data.X_train.iloc[rows], y_train=data.y_train[rows])
+    numeric = _make_numeric()
+    X_train = numeric.fit_transform(data.X_train).astype(np.float32)
+    X_test = numeric.transform(data.X_test).astype(np.float32)
+    return replace(data, X_train=X_train, X_test=X_test)
+
+
+def load_image_folder(
+    folder: str | Path,
+    *,
+    image_size: int | None = None,
+    choose: Choose | None = None,
+    test_size: float = 0.3,
+    random_state: int = 0,
+) -> TrainTest:
+    """Load a folder of images with a folder for each class, as torchvision's ImageFolder has it.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds class folders, or ``train`` and ``test`` (or ``val``) with class folders in each.
+        Without a test folder a part of each class is split off.
+    image_size : int, default=None
+        Height and width in pixels to which images are cut and resized. None: as they are, all of
+        one size.
+    choose, test_size, random_state
+        As in `load_embedded`. Only the images that are kept are decoded.
+
+    Returns
+    -------
+    data : TrainTest
+        uint8 images (n, 3, H, W), or (n, 1, H, W) if all are grey.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If it has no classes or images, sizes differ, or an image cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> from PIL import Image
+    >>> from imbmargin.data.datasets import load_image_folder
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("cat", "dog"):
+    ...         pathlib.Path(folder, name).mkdir()
+    ...         for i in range(10):
+    ...             Image.new("RGB", (16, 16)).save(pathlib.Path(folder, name, f"{i}.png"))
+    ...     data = load_image_folder(folder)
+    >>> data.X_train.shape
+    (14, 3, 16, 16)
+    """
+    train, test = list_images(Path(folder))
+    name = Path(folder).resolve().name
+    if test is None:
+        data = _split(name, *train, test_size, random_state)
+    else:
+        data = TrainTest(name, *train, *test)
+    if choose is not None:
+        data = data.take(choose(data.y_train))
+    paths = np.concatenate([data.X_train, data.X_test])
+    images = read_images(paths, image_size)
+    n_train = len(data.X_train)
+    return replace(data, X_train=images[:n_train], X_test=images[n_train:])
+
+
+def _split(name: str, X: Any, y: NDArray[Any], test_size: float, random_state: int) -> TrainTest:
+    kind = type_of_target(y)
+    if kind not in ("binary", "multiclass"):
+        raise ValueError(
+            f"the labels of {name} are {kind}, such as {y[:3].tolist()}; they must be classes: "
+            "give the right target column, or cut its values into intervals"
+        )
+    classes, counts = np.unique(y, return_counts=True)
+    if len(classes) < 2 or counts.min() < 2:
+        rare = classes[counts < 2].tolist()[:10]
+        fault = f"a single row of {rare}" if rare else f"one class only, {classes.tolist()}"
+        raise ValueError(
+            f"{name} has {fault}; training and test need at least two classes, each with at least "
+            "two rows"
+        )
+    X_train, X_test, y_train, y_test = train_test_split(
+        X, y, test_size=max(test_size, len(classes) / len(y)), stratify=y, random_state=random_state
+    )
+    return TrainTest(name, X_train, y_train, X_test, y_test)
+
+
+def _read_frame(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError("tables in files need pandas: pip install imbmargin[tables]") from error
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except ImportError as error:
+        raise ImportError("Parquet files need pyarrow: pip install imbmargin[tables]") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a table: {error}; pass a .csv or .parquet file"
+        ) from error
+
+
+def _make_numeric() -> ColumnTransformer:
+    numbers = make_column_selector(dtype_include=["number", "bool"])
+    words = make_column_selector(dtype_exclude=["number", "bool"])
+    median = SimpleImputer(strategy="median", keep_empty_features=True)
+    one_hot = OneHotEncoder(
+        handle_unknown="infrequent_if_exist", max_categories=50, sparse_output=False
+    )
+    return ColumnTransformer(
+        [("numbers", median, numbers), ("words", make_pipeline(one_hot), words)]
+    )

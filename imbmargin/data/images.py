@@ -1,0 +1,156 @@
+"""Folders of images: found, checked and decoded."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["list_images", "read_images"]
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
+_GREY_MODES = {"1", "L"}
+# PIL cuts these to 8 bit without scaling, which leaves white pictures.
+_DEEP_MODES = ("I", "F")
+_THREADS = 8
+
+Listing = tuple[NDArray[Any], NDArray[Any]]
+
+
+def list_images(folder: Path) -> tuple[Listing, Listing | None]:
+    """Return the paths and labels of the images of a folder, sorted by class and name.
+
+    Parameters
+    ----------
+    folder : Path
+        Class folders, or ``train`` and perhaps ``test`` or ``val`` with class folders in each.
+
+    Returns
+    -------
+    train : tuple of ndarray
+        Paths and labels.
+    test : tuple of ndarray, or None
+        Those of the test folder, if there is one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If there are no class folders, one is empty, or the test folder has an unknown class.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if not (folder / "train").is_dir():
+        return _list_classes(folder), None
+    train = _list_classes(folder / "train")
+    for name in ("test", "val"):
+        if (folder / name).is_dir():
+            test = _list_classes(folder / name)
+            unknown = np.setdiff1d(test[1], train[1]).tolist()
+            if unknown:
+                raise ValueError(
+                    f"{folder / name} has classes {unknown} that {folder / 'train'} lacks; "
+                    "the folders must have the same names"
+                )
+            return train, test
+    return train, None
+
+
+def _list_classes(folder: Path) -> Listing:
+    classes = sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+    if not classes:
+        raise ValueError(
+            f"{folder} has no class folders; put the images of each class into a folder of its name"
+        )
+    paths: list[Path] = []
+    labels: list[str] = []
+    for class_folder in classes:
+        found = sorted(p for p in class_folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        if not found:
+            raise ValueError(
+                f"class folder {class_folder} has no images ({', '.join(sorted(_SUFFIXES))}); "
+                "remove it or fill it"
+            )
+        paths += found
+        labels += [class_folder.name] * len(found)
+    return np.array([str(path) for path in paths]), np.array(labels)
+
+
+def read_images(paths: NDArray[Any], image_size: int | None = None) -> NDArray[np.uint8]:
+    """Decode images.
+
+    Parameters
+    ----------
+    paths : array of str, shape (n,)
+        Image files.
+    image_size : int, default=None
+        Height and width in pixels: the middle is cut out and resized. None keeps the size.
+
+    Returns
+    -------
+    images : ndarray of uint8, shape (n, C, H, W)
+        C is 1 if all are grey, else 3.
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be read, has more than 8 bits, or sizes differ without ``image_size``.
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        headers = list(pool.map(_read_header, paths))
+        sizes = np.array([size for _, size in headers])
+        if image_size is None and (sizes != sizes[0]).any():
+            other = int((sizes != sizes[0]).any(axis=1).argmax())
+            raise ValueError(
+                f"images differ in size: {paths[0]} has {headers[0][1]} pixels, {paths[other]} "
+                f"{headers[other][1]}; pass image_size, for instance image_size=32"
+            )
+        grey = all(mode in _GREY_MODES for mode, _ in headers)
+        width, height = headers[0][1] if image_size is None else (image_size, image_size)
+        images = np.empty((len(paths), 1 if grey else 3, height, width), dtype=np.uint8)
+
+        def decode(i: int) -> None:
+            images[i] = _decode(paths[i], "L" if grey else "RGB", (width, height))
+
+        # The results are read so that an error of a thread is raised here.
+        list(pool.map(decode, range(len(paths))))
+    return images
+
+
+def _read_header(path: str) -> tuple[str, tuple[int, int]]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            mode, size = image.mode, image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if mode.startswith(_DEEP_MODES):
+        raise ValueError(f"image {path} has more than 8 bits (mode {mode}); convert it to 8 bits")
+    return mode, size
+
+
+def _decode(path: str, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            picture: Any = image.convert(mode)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if picture.size != size:
+        picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture)
+    return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
+
+
+def _unreadable(path: str, error: Exception) -> ValueError:
+    return ValueError(f"image {path} cannot be read: {error}; remove the file or repair it")
