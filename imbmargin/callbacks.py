@@ -34,7 +34,8 @@ Schedule = Callable[[int, int], float]
 def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = False) -> int:
     """Turn a start (an int, a fraction of ``max_epochs``, or None) into completed epochs.
 
-    A fraction below 1 is always reached. ``open_ended`` training (``partial_fit``) may go on after ``max_epochs``, so any start is fine.
+    A fraction below 1 is always reached. ``open_ended`` training (``partial_fit``) may go on after
+    ``max_epochs``, so any start is fine.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = Fal
     """
     if start is None:
         return 0
-    if isinstance(start, bool) or not isinstance(start, Real) or not start >= 0:
+    if isinstance(start, bool) or not isinstance(start, Real) or not float(start) >= 0:
         raise ValueError(
             f"{name} must be None, a number of epochs (0 or more) or a fraction of max_epochs, "
             f"got {start!r}"
@@ -57,9 +58,9 @@ def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = Fal
     # An integer 1 is one epoch; a float 1.0 is all of them.
     if isinstance(start, Integral):
         epoch = int(start)
-    elif start <= 1:
+    elif (fraction := float(start)) <= 1:
         # A fraction below 1 leaves an epoch, however few there are.
-        epoch = min(round(float(start) * max_epochs), max_epochs - (start < 1))
+        epoch = min(round(fraction * max_epochs), max_epochs - (fraction < 1))
     else:
         raise ValueError(
             f"{name} must be a whole number of epochs or a fraction up to 1, got {start!r}"

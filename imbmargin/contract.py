@@ -39,19 +39,21 @@ class ContractClassifier(NeuralNetClassifier):
     # skorch sets these three in __init__; scikit-learn wants nothing but parameters there.
     history_ = None
     initialized_ = False
+    layout_: inputs.Layout | None
+    class_counts_: np.ndarray
     virtual_params_: dict[str, Any] = {}  # noqa: RUF012 (replaced, never changed)
 
     def __init__(self, module: Any, **kwargs: Any) -> None:
         super().__init__(module, **kwargs)
         # The loss is a parameter of the subclass.
         for name in ("criterion", "history_", "initialized_", "virtual_params_"):
-            del vars(self)[name]
+            del self.__dict__[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         # skorch takes any torch module that is assigned for a part of the net; as a parameter it
         # is only what a part will be made from.
         if name in ("module", "loss"):
-            vars(self)[name] = value
+            self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
 
@@ -61,11 +63,11 @@ class ContractClassifier(NeuralNetClassifier):
     @property
     def device(self) -> Any:
         """The device in use; ``get_params`` has the constructor's value."""
-        return resolve_device(vars(self)["device"])
+        return resolve_device(self.__dict__["device"])
 
     @device.setter
     def device(self, value: Any) -> None:
-        vars(self)["device"] = value
+        self.__dict__["device"] = value
 
     def _get_param_names(self) -> list[str]:
         # skorch lists the instance's attributes; its private ones are not parameters, and
@@ -75,7 +77,7 @@ class ContractClassifier(NeuralNetClassifier):
 
     def get_params(self, deep: bool = True, **kwargs: Any) -> dict[str, Any]:
         """Return the constructor's parameters, as scikit-learn and skorch do."""
-        return {**super().get_params(deep=deep, **kwargs), "device": vars(self)["device"]}
+        return {**super().get_params(deep=deep, **kwargs), "device": self.__dict__["device"]}
 
     def set_params(self, **kwargs: Any) -> ContractClassifier:
         """Set parameters, as scikit-learn and skorch do; what they hold is checked in fit."""
@@ -135,16 +137,16 @@ class ContractClassifier(NeuralNetClassifier):
         layout = None if reset else self._layout
         shape = getattr(X, "shape", ())
         if layout is not None and shape and max(len(shape), len(layout.sample_shape) + 1) > 2:
-            self._check_shape(shape)
+            self._check_shape(shape, layout)
         X = inputs.check_inputs(self, X, reset=reset)
         if reset:
             self.layout_ = inputs.find_layout(X.shape, self.image_shape)
         elif self._layout is not None:
-            self._check_shape(X.shape)
+            self._check_shape(X.shape, self._layout)
         return X
 
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
-        expected = self.layout_.sample_shape
+    def _check_shape(self, shape: tuple[int, ...], layout: inputs.Layout) -> None:
+        expected = layout.sample_shape
         if shape[1:] != expected:
             raise ValueError(
                 f"X has samples of shape {shape[1:]}, but {type(self).__name__} was fitted on "
@@ -160,11 +162,10 @@ class ContractClassifier(NeuralNetClassifier):
         sample = X[0][0]
         shaped = isinstance(sample, (torch.Tensor, np.ndarray))
         if reset:
-            self.layout_ = (
-                inputs.find_layout((1, *sample.shape), self.image_shape) if shaped else None
-            )
+            shape = (1, *sample.shape) if shaped else None
+            self.layout_ = None if shape is None else inputs.find_layout(shape, self.image_shape)
         elif shaped and self._layout is not None:
-            self._check_shape((1, *sample.shape))
+            self._check_shape((1, *sample.shape), self._layout)
         # Reading the targets may cost a walk over the rows: once is enough.
         part = Subset(X, range(len(X)))
         part.targets = target  # type: ignore[attr-defined]
@@ -256,12 +257,12 @@ class ContractClassifier(NeuralNetClassifier):
 
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
-        before = vars(self).copy()
+        before = self.__dict__.copy()
         try:
             yield
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
 
     def fit_loop(
@@ -375,7 +376,7 @@ class ContractClassifier(NeuralNetClassifier):
         index = self._logits(X).argmax(dim=1).numpy()
         # skorch's scoring callbacks hold predictions against the targets of the training's own
         # dataset or batch, which are encoded; they put the predictions there as a cache.
-        if is_array_dataset(X) or "forward_iter" in vars(self):
+        if is_array_dataset(X) or "forward_iter" in self.__dict__:
             return index
         return self.classes_[index]
 

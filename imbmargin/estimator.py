@@ -316,16 +316,18 @@ callable or None, default=None
 
     def initialize_module(self) -> MaxMarginClassifier:
         """Make the network; sizes come from the data."""
-        module = resolve_module(self.module, self._layout)
+        layout, num_classes = self._layout, self._num_classes
+        module = resolve_module(self.module, layout)
         arguments = self.get_params_for("module")
         with isolated_random_state(self.seed_, 0, device=self.device):
             if isinstance(module, torch.nn.Module) and not arguments:
-                built = adapt_module(module, self._layout, self._num_classes)
+                built = adapt_module(module, num_classes)
             else:
                 built = self.initialized_instance(module, arguments)
-            if module not in MODULES.values() and None not in (self._layout, self._num_classes):
-                check_module(built, self._layout, self._num_classes)
-        if self._layout is not None and self._layout.image_shape is not None:
+            own = module not in MODULES.values()
+            if own and layout is not None and num_classes is not None:
+                check_module(built, layout, num_classes)
+        if layout is not None and layout.image_shape is not None:
             built = built.to(memory_format=torch.channels_last)
         self.module_ = built
         return self
@@ -369,11 +371,12 @@ callable or None, default=None
             self.criterion_.set_class_counts(torch.as_tensor(counts, device=self.device))
         norm = getattr(self.module_, "input_norm", None)
         if norm is not None and not norm.is_fitted:
-            norm.set_statistics(*channel_statistics(self._statistics_batches(train)))
+            batches = self._statistics_batches(train, norm.num_channels)
+            norm.set_statistics(*channel_statistics(batches))
         shape = None if self._layout is None else self._layout.image_shape
         self.augment_ = make_augment(self.augment, shape)
 
-    def _statistics_batches(self, train: Any) -> Iterator[torch.Tensor]:
+    def _statistics_batches(self, train: Any, num_channels: int) -> Iterator[torch.Tensor]:
         if is_array_dataset(train):
             batches: Any = ArrayBatches(train, _STATISTICS_BATCH)
         else:
@@ -382,7 +385,7 @@ callable or None, default=None
         for x, _ in batches:
             x = x if self._layout is None else self._layout.to_module(x)
             # An MLP on images takes each pixel for a column.
-            yield x if x.shape[1] == self.module_.input_norm.num_channels else x.flatten(1)
+            yield x if x.shape[1] == num_channels else x.flatten(1)
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
         """Return the batches: whole-batch indexing of arrays, else a DataLoader."""

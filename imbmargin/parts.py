@@ -153,7 +153,7 @@ def module_arguments(
     return {name: value for name, value in known.items() if name in accepted}
 
 
-def adapt_module(module: nn.Module, layout: Layout | None, num_classes: int | None) -> nn.Module:
+def adapt_module(module: nn.Module, num_classes: int | None) -> nn.Module:
     """Return a copy of a user's module: its weights stay, a head of another size is replaced."""
     module = copy.deepcopy(module)
     head = getattr(module, "head", None)

@@ -1,3 +1,5 @@
+from itertools import chain, pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -147,7 +149,7 @@ def test_resampling_on_a_plain_net_draws_from_the_training_part_only(table, resa
     ).fit(X, y.astype(np.int64))
     assert spy.valid
     assert not spy.valid & set(seen)
-    late = np.bincount(sum(spy.drawn[2:], []), minlength=3)
+    late = np.bincount(list(chain.from_iterable(spy.drawn[2:])), minlength=3)
     np.testing.assert_allclose(late / late.sum(), 1 / 3, atol=0.05)
 
 
@@ -189,7 +191,7 @@ def test_torch_losses_take_class_weights_too():
     bind_class_weight(criterion, torch.tensor([1.0, 2.0], dtype=torch.float64))
     assert criterion.weight.tolist() == [1.0, 2.0]
     assert criterion.weight.dtype == torch.float32
-    with pytest.raises(TypeError, match="MSELoss has neither; use a loss of imbmargin.losses"):
+    with pytest.raises(TypeError, match=r"MSELoss has neither; use a loss of imbmargin.losses"):
         bind_class_weight(nn.MSELoss(), torch.ones(2))
 
 
@@ -203,7 +205,7 @@ def test_the_step_schedule_is_the_papers():
 def test_the_cosine_schedule_falls_from_one_to_almost_zero():
     factors = [LR_SCHEDULES["cosine"](epoch, 50) for epoch in range(50)]
     assert factors[0] == 1
-    assert all(a > b for a, b in zip(factors, factors[1:], strict=False))
+    assert all(a > b for a, b in pairwise(factors))
     assert factors[-1] < 1e-2
 
 
@@ -279,7 +281,7 @@ def test_early_stopping_waits_for_the_deferred_phase(table):
 
 
 def test_early_stopping_without_a_validation_part(table):
-    with pytest.raises(ValueError, match="EarlyStopping needs 'valid_balanced_accuracy'.*0.2"):
+    with pytest.raises(ValueError, match=r"EarlyStopping needs 'valid_balanced_accuracy'.*0.2"):
         MaxMarginClassifier(max_epochs=3, callbacks=[EarlyStopping()]).fit(*table)
 
 

@@ -75,9 +75,9 @@ def test_bad_sample_weights():
     clf = MaxMarginClassifier(max_epochs=1)
     with pytest.raises(ValueError, match="above zero for fewer than two classes"):
         clf.fit(X, Y, sample_weight=(Y == "a").astype(float))
-    with pytest.raises(ValueError, match="[Nn]egative values in data"):
+    with pytest.raises(ValueError, match=r"[Nn]egative values in data"):
         clf.fit(X, Y, sample_weight=np.full(40, -1.0))
-    with pytest.raises(ValueError, match="sample_weight.shape"):
+    with pytest.raises(ValueError, match=r"sample_weight.shape"):
         clf.fit(X, Y, sample_weight=np.ones(3))
 
 

@@ -44,7 +44,18 @@ def probabilities(table):
         lambda X: pd.DataFrame(X, columns=[f"c{i}" for i in range(8)]),
         lambda X: pl.DataFrame(X, schema=[f"c{i}" for i in range(8)]),
     ],
-    ids="float64 list fortran tensor tensor64 csr csc coo pandas polars".split(),
+    ids=[
+        "float64",
+        "list",
+        "fortran",
+        "tensor",
+        "tensor64",
+        "csr",
+        "csc",
+        "coo",
+        "pandas",
+        "polars",
+    ],
 )
 def test_every_form_of_a_table_gives_the_same_model(table, probabilities, convert):
     X, y = table

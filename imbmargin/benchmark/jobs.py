@@ -81,13 +81,14 @@ class DataSpec:
 
         def indices(y: np.ndarray) -> np.ndarray:
             classes, counts = np.unique(y, return_counts=True)
-            # Images in the order that papers have; in a table the frequent class stays frequent.
-            order = classes if self.is_folder else classes[np.argsort(-counts, kind="stable")]
+            # In a user's table the frequent class stays frequent; else the order that papers have.
+            own_table = self.source not in EMBEDDED and not self.is_folder
+            order = classes[np.argsort(-counts, kind="stable")] if own_table else classes
             return _INDICES[self.imbalance](
                 y,
                 imbalance_ratio=self.ratio,
                 n_max=self.n_max,
-                class_order=order,
+                class_order=order.tolist(),
                 protocol="ldam" if self.is_folder else "random",
                 random_state=0 if self.is_folder else seed,
             )

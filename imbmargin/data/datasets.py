@@ -15,6 +15,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
+from sklearn.utils import _safe_indexing
 from sklearn.utils.multiclass import type_of_target
 
 from imbmargin.data.images import list_images, read_images
@@ -122,7 +123,7 @@ def load_table_file(
     test_size: float = 0.3,
     random_state: int = 0,
 ) -> TrainTest:
-    """Load a table from a CSV or Parquet file, split by class and made numeric.
+    r"""Load a table from a CSV or Parquet file, split by class and made numeric.
 
     Numbers keep their values, with the median for missing ones; other columns become one column
     for each of their (at most 50) values. Both are learned from the training part.
@@ -158,7 +159,7 @@ def load_table_file(
     >>> lines = ["amount,country,fraud"] + ["1.5,NL,no", "9.0,DE,yes"] * 10
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = pathlib.Path(folder, "payments.csv")
-    ...     _ = file.write_text("\\n".join(lines))
+    ...     _ = file.write_text("\n".join(lines))
     ...     data = load_table_file(file, target="fraud")
     >>> data.X_train.shape, data.y_train[:2].tolist()
     ((14, 3), ['no', 'yes'])
@@ -183,7 +184,7 @@ def load_table_file(
     data = _split(Path(path).stem, X, np.array(y.tolist()), test_size, random_state)
     if choose is not None:
         rows = choose(data.y_train)
-        data = replace(data, X_train=data.X_train.iloc[rows], y_train=data.y_train[rows])
+        data = replace(data, X_train=_safe_indexing(data.X_train, rows), y_train=data.y_train[rows])
     numeric = _make_numeric()
     X_train = numeric.fit_transform(data.X_train).astype(np.float32)
     X_test = numeric.transform(data.X_test).astype(np.float32)

@@ -136,7 +136,7 @@ def test_memory_maps_are_checked_in_chunks(tmp_path, monkeypatch, value):
     X = np.zeros((10, 4))
     X[7, 2] = value
     np.save(tmp_path / "X.npy", X)
-    with pytest.raises(ValueError, match="NaN, infinity or a value too large.*rows 6 and 7"):
+    with pytest.raises(ValueError, match=r"NaN, infinity or a value too large.*rows 6 and 7"):
         MaxMarginClassifier().fit(np.load(tmp_path / "X.npy", mmap_mode="r"), [0, 1] * 5)
 
 

@@ -1,0 +1,254 @@
+"""The command ``imbmargin``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from joblib import cpu_count
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from imbmargin._version import __version__
+from imbmargin.benchmark.contenders import CONTENDERS, DEFAULT_METHODS
+from imbmargin.benchmark.jobs import IMBALANCES, DataSpec, Job, load_data
+from imbmargin.benchmark.report import write_report
+from imbmargin.benchmark.runner import read_records, run_jobs
+from imbmargin.benchmark.table import as_text
+from imbmargin.data.datasets import EMBEDDED
+from imbmargin.losses import LOSSES
+from imbmargin.methods import METHODS, SOURCES
+
+__all__ = ["main"]
+
+_EXAMPLES = """examples:
+  imbmargin benchmark
+  imbmargin benchmark --data payments.csv --target fraud
+  imbmargin benchmark --data photos/ --image-size 32 --methods ERM MM-LDAM-DRW --epochs 200
+  imbmargin benchmark --data cifar10/ --imbalance long_tailed --ratio 100 --methods MM-LDAM-DRW
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str, default=None
+        Arguments; by default those of the process.
+
+    Returns
+    -------
+    status : int
+        0; 1 if a job failed; 2 if the arguments or the data cannot be used.
+
+    Examples
+    --------
+    >>> from imbmargin.benchmark.cli import main
+    >>> main(["report", "no-such-folder"])
+    2
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options, shlex.join(["imbmargin", *arguments])))
+    except _UserError as error:
+        print(f"imbmargin: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the jobs that are left", file=sys.stderr)
+        return 130
+
+
+class _UserError(Exception):
+    """What the user asked for cannot be done; the text says why."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="imbmargin", description="Deep learning on imbalanced data."
+    )
+    parser.add_argument("--version", action="version", version=f"imbmargin {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    benchmark = commands.add_parser(
+        "benchmark",
+        help="compare methods, samplers and ensembles on a data set",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_benchmark_options(benchmark)
+    benchmark.set_defaults(run=_benchmark)
+    report = commands.add_parser("report", help="write the report of a results folder anew")
+    report.add_argument("out", type=Path, help="folder of an earlier benchmark")
+    report.set_defaults(run=_report)
+    methods = commands.add_parser("methods", help="print the table of methods")
+    methods.set_defaults(run=_methods)
+    return parser
+
+
+def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    names = ", ".join(EMBEDDED)
+    add(
+        "--data",
+        nargs="+",
+        default=["digits", "breast_cancer"],
+        metavar="DATA",
+        help=f"embedded data ({names}), a CSV or Parquet file, or a folder of images with a "
+        "folder for each class (default: digits breast_cancer)",
+    )
+    add("--target", metavar="COLUMN", help="column of the labels, of a CSV or Parquet file")
+    add(
+        "--methods",
+        nargs="+",
+        default=list(DEFAULT_METHODS),
+        choices=CONTENDERS,
+        metavar="METHOD",
+        help=f"what is compared: {', '.join(CONTENDERS)} (default: {' '.join(DEFAULT_METHODS)})",
+    )
+    add(
+        "--imbalance",
+        choices=IMBALANCES,
+        help="subset of the training part (default: long_tailed for embedded data, none for "
+        "your own)",
+    )
+    add("--ratio", type=float, help="imbalance ratio of the subset (default: 20)")
+    add(
+        "--n-max",
+        type=_positive,
+        metavar="ROWS",
+        help="rows of the most frequent class of the subset (default: all it has)",
+    )
+    add("--seeds", type=_positive, default=3, metavar="N", help="number of seeds (default: 3)")
+    add("--epochs", type=_positive, default=60, help="epochs of the networks (default: 60)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("imbmargin-benchmark"),
+        metavar="FOLDER",
+        help="folder of the results (default: imbmargin-benchmark)",
+    )
+    add(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="jobs at a time (default: one for each core, or one for folders of images)",
+    )
+    add(
+        "--image-size",
+        type=_positive,
+        metavar="PIXELS",
+        help="cut and resize the images of a folder",
+    )
+    add(
+        "--precision",
+        choices=("float32", "bfloat16", "float16", "auto"),
+        default="float32",
+        help="arithmetic of the methods (default: float32)",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _data_specs(options: argparse.Namespace) -> list[DataSpec]:
+    specs = []
+    for source in dict.fromkeys(options.data):
+        own = source not in EMBEDDED
+        imbalance = options.imbalance or ("none" if own else "long_tailed")
+        if imbalance == "none" and (options.ratio is not None or options.n_max is not None):
+            raise _UserError(f"--ratio and --n-max make a subset of {source}: add --imbalance")
+        is_file = own and Path(source).is_file()
+        if is_file and options.target is None:
+            raise _UserError(f"--data {source} needs --target, the column of the labels")
+        specs.append(
+            DataSpec(
+                source,
+                options.target if is_file else None,
+                imbalance,
+                20.0 if options.ratio is None or imbalance == "none" else options.ratio,
+                options.n_max,
+                options.image_size if own and not is_file else None,
+            )
+        )
+    return specs
+
+
+def _benchmark(options: argparse.Namespace, command: str) -> int:
+    specs = _data_specs(options)
+    jobs = [
+        Job(spec, method, seed, options.epochs, options.precision)
+        for spec in specs
+        for seed in range(options.seeds)
+        for method in dict.fromkeys(options.methods)
+    ]
+    for spec in reversed(specs):
+        try:
+            # Last the first, which then is there for the first job.
+            load_data(spec, 0)
+        except (ValueError, OSError, ImportError) as error:
+            raise _UserError(str(error)) from error
+    whole_machine = any(spec.is_folder for spec in specs)
+    n_jobs = options.jobs or (1 if whole_machine else min(cpu_count(), len(jobs)))
+    results = options.out / "jobs"
+    try:
+        records = run_jobs(jobs, results, n_jobs)
+    except OSError as error:
+        raise _UserError(f"--out {options.out} cannot be written: {error}") from error
+    except TerminatedWorkerError as error:
+        raise _UserError(
+            "a job was ended from outside, perhaps for its memory; run the same command with "
+            "--jobs 1: the jobs that are done are kept"
+        ) from error
+    return _conclude(records, options.out, command)
+
+
+def _report(options: argparse.Namespace, command: str) -> int:
+    records = read_records(options.out / "jobs")
+    if not records:
+        raise _UserError(f"{options.out} has no results; run imbmargin benchmark --out first")
+    return _conclude(records, options.out, command)
+
+
+def _conclude(records: list[dict[str, Any]], out: Path, command: str) -> int:
+    groups = write_report(records, out, command)
+    for group in groups:
+        print(f"\n{group.title}")
+        if group.records:
+            print(as_text(group))
+        for record in group.failed:
+            job = record["job"]
+            print(f"failed: {job['method']}, seed {job['seed']}: {record['error']}")
+    print("\nPercent after the last epoch, mean ± standard deviation over the seeds.")
+    print(f"Report: {out / 'report.html'}")
+    return 1 if any(group.failed for group in groups) else 0
+
+
+def _methods(options: argparse.Namespace, command: str) -> int:
+    rows = [["method", "loss", "class weights", "sampling", "from epoch", "head", "source"]]
+    for name, arguments in METHODS.items():
+        start = arguments.get("drw_epoch", arguments.get("drs_epoch"))
+        cosine = LOSSES[arguments["loss"]].normalized_logits
+        rows.append(
+            [
+                name,
+                arguments["loss"],
+                arguments.get("class_weight", "-"),
+                arguments.get("resample", "-"),
+                "first" if start is None else f"{start:.0%}",
+                "cosine" if cosine else "linear",
+                SOURCES[name],
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        pairs = zip(row, widths, strict=True)
+        print("  ".join(cell.ljust(width) for cell, width in pairs).rstrip())
+    return 0

@@ -1,0 +1,123 @@
+"""Run jobs, in parallel where it helps; each leaves one JSON file, and is not run twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, cpu_count, delayed, parallel_config
+from skorch.callbacks import Callback
+from tqdm.auto import tqdm
+
+from imbmargin.benchmark.jobs import Job, run_job
+
+__all__ = ["read_record", "read_records", "run_jobs"]
+
+
+def run_jobs(jobs: Sequence[Job], out: Path, n_jobs: int = 1) -> list[dict[str, Any]]:
+    """Run the jobs that have no result in the folder yet, and return the records of all.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+        What to do.
+    out : Path
+        Folder of the JSON files; made if it is not there.
+    n_jobs : int, default=1
+        Jobs at a time. 1 runs in this process with all cores and shows the epochs.
+
+    Returns
+    -------
+    records : list of dict
+        In the order of the jobs. A failed job has a record too, and is tried again next time.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from imbmargin.benchmark.jobs import DataSpec, Job
+    >>> from imbmargin.benchmark.runner import run_jobs
+    >>> jobs = [Job(DataSpec("iris"), "ERM", seed=seed, epochs=2) for seed in (0, 1)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     records = run_jobs(jobs, pathlib.Path(folder))
+    ...     len(list(pathlib.Path(folder).glob("*.json")))
+    2
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found = {job: read_record(out / job.file_name) for job in jobs}
+    pending = [job for job in jobs if (found[job] or {}).get("status") != "done"]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(pending), unit="job") as bar:
+        bar.set_description("benchmark")
+        for job, record in _run(pending, n_jobs):
+            _write_record(out / job.file_name, record)
+            found[job] = record
+            bar.update()
+            bar.set_postfix_str(_describe(record))
+    return [record for record in found.values() if record is not None]
+
+
+def _run(jobs: Sequence[Job], n_jobs: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    if n_jobs == 1:
+        for job in jobs:
+            yield job, run_job(job, [_EpochBar(job)])
+        return
+    # Each job gets its share of the cores: more threads would wait for one another.
+    threads = max(1, cpu_count() // n_jobs)
+    with parallel_config(backend="loky", inner_max_num_threads=threads):
+        parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
+        yield from parallel(delayed(_run_one)(job) for job in jobs)
+
+
+def _run_one(job: Job) -> tuple[Job, dict[str, Any]]:
+    return job, run_job(job)
+
+
+class _EpochBar(Callback):
+    """Show the epochs of a job that runs in this process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
+        text = f"{self.job.data.name} {self.job.method} seed {self.job.seed}"
+        self.bar_ = tqdm(total=net.max_epochs, desc=text, unit="epoch", leave=False, position=1)
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        self.bar_.set_postfix_str(f"loss {net.history[-1]['train_loss']:.3f}")
+        self.bar_.update()
+
+    def on_train_end(self, net: Any, **kwargs: Any) -> None:
+        self.bar_.close()
+
+
+def _describe(record: dict[str, Any]) -> str:
+    job = record["job"]
+    what = f"{Path(job['data']['source']).stem} {job['method']} seed {job['seed']}"
+    if record["status"] == "failed":
+        return f"{what} failed"
+    return f"{what}: balanced accuracy {record['scores']['balanced_accuracy']:.1%}"
+
+
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    # Written beside and renamed, so that a run that is stopped leaves no half of a file.
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
+    os.replace(beside, path)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record in a JSON file, or None if there is none that can be read."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(record, dict) and {"format", "job", "status"} <= record.keys()
+    return record if known and record["format"] == 1 else None
+
+
+def read_records(out: Path) -> list[dict[str, Any]]:
+    """Return all records of a folder."""
+    records = (read_record(path) for path in sorted(out.glob("*.json")))
+    return [record for record in records if record is not None]

@@ -1,0 +1,171 @@
+"""From records to a table: mean and standard deviation over the seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imbmargin.benchmark.contenders import CONTENDERS
+
+__all__ = ["COLUMNS", "Group", "as_csv", "as_markdown", "as_text", "group_records"]
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced acc.",
+    "geometric_mean": "G-mean",
+    "many_error": "many err.",
+    "medium_error": "medium err.",
+    "few_error": "few err.",
+}
+"""Score -> heading; all in percent."""
+
+_LOWER_IS_BETTER = {"many_error", "medium_error", "few_error"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The records of one comparison: the same data, subset and epochs.
+
+    Parameters
+    ----------
+    records : list of dict
+        Those that are done.
+    failed : list of dict
+        Those that are not.
+    """
+
+    records: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """Settings that all jobs share."""
+        return dict((self.records or self.failed)[0]["job"])
+
+    @property
+    def title(self) -> str:
+        """Data set, imbalance and epochs, in words."""
+        data = self.job["data"]
+        made = {"long_tailed": "long-tailed", "step": "step"}.get(data["imbalance"])
+        subset = f", {made}, ratio {data['ratio']:g}" if made else ", as it is"
+        return f"{Path(data['source']).stem}{subset}, {self.job['epochs']} epochs"
+
+    @property
+    def by_method(self) -> dict[str, list[dict[str, Any]]]:
+        """Records of each method, in the order of the methods."""
+        methods = [name for name in CONTENDERS if any(_method(r) == name for r in self.records)]
+        return {name: [r for r in self.records if _method(r) == name] for name in methods}
+
+    def scores(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the values over the seeds (in percent; seconds of fit) by method and score."""
+        return {
+            name: {
+                **{c: 100 * np.array([r["scores"][c] for r in rs], dtype=float) for c in COLUMNS},
+                "seconds": np.array([r["seconds"]["fit"] for r in rs]),
+            }
+            for name, rs in self.by_method.items()
+        }
+
+    def best(self) -> dict[str, str]:
+        """Return the method with the best mean of each score."""
+        found = {}
+        for column in COLUMNS:
+            means = {name: float(score[column].mean()) for name, score in self.scores().items()}
+            known = {name: mean for name, mean in means.items() if not np.isnan(mean)}
+            pick = min if column in _LOWER_IS_BETTER else max
+            if known:
+                found[column] = pick(known, key=lambda name: known[name])
+        return found
+
+    def rows(self) -> list[list[str]]:
+        """Return a heading, and a row of text for each method."""
+        shown = [
+            c for c in COLUMNS if not all(np.isnan(s[c]).all() for s in self.scores().values())
+        ]
+        table = [["method", *(COLUMNS[c] for c in shown), "seconds"]]
+        for name, score in self.scores().items():
+            cells = [_spread(score[column]) for column in shown]
+            table.append([name, *cells, _spread(score["seconds"])])
+        return table
+
+
+def _method(record: dict[str, Any]) -> str:
+    return str(record["job"]["method"])
+
+
+def _spread(values: np.ndarray) -> str:
+    if np.isnan(values).any():
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+
+
+def group_records(records: list[dict[str, Any]]) -> list[Group]:
+    """Put records that may be compared into groups.
+
+    Examples
+    --------
+    >>> from imbmargin.benchmark.jobs import DataSpec, Job, run_job
+    >>> from imbmargin.benchmark.table import as_text, group_records
+    >>> record = run_job(Job(DataSpec("iris"), "ERM", seed=0, epochs=5))
+    >>> [group] = group_records([record])
+    >>> group.title
+    'iris, as it is, 5 epochs'
+    >>> as_text(group).splitlines()[0].split()[:2]
+    ['method', 'accuracy']
+    """
+    keys: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        job = record["job"]
+        key = str((sorted(job["data"].items()), job["epochs"], job["precision"]))
+        keys.setdefault(key, []).append(record)
+    return [
+        Group(
+            [r for r in group if r["status"] == "done"],
+            [r for r in group if r["status"] != "done"],
+        )
+        for group in keys.values()
+    ]
+
+
+def as_text(group: Group) -> str:
+    """Return the table in columns, for a terminal."""
+    rows = group.rows()
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def as_markdown(group: Group) -> str:
+    """Return the table in Markdown."""
+    head, *rows = group.rows()
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
+
+
+def as_csv(groups: list[Group]) -> str:
+    """Return all values, a line for each job, with the scores as they were measured."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["data", "method", "seed", *COLUMNS, "fit_seconds", "predict_seconds"])
+    for group in groups:
+        for record in group.records:
+            scores = [record["scores"][column] for column in COLUMNS]
+            seconds = [record["seconds"]["fit"], record["seconds"]["predict"]]
+            writer.writerow(
+                [group.title, _method(record), record["job"]["seed"], *scores, *seconds]
+            )
+    return text.getvalue()
