@@ -1,0 +1,140 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imbmargin import __version__
+from imbmargin.benchmark import cli
+from imbmargin.benchmark.cli import main
+from imbmargin.benchmark.runner import read_records
+from imbmargin.methods import METHODS
+
+
+def test_a_benchmark_prints_a_table_and_writes_a_report(tmp_path, capsys):
+    out = tmp_path / "out"
+    methods = ["ERM", "MM-DRW", "BalancedRandomForest"]
+    arguments = ["benchmark", "--data", "iris", "--ratio", "5", "--methods", *methods]
+    arguments += ["--seeds", "2", "--epochs", "3", "--jobs", "1"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "iris, long-tailed, ratio 5, 3 epochs" in text
+    assert text.index("ERM") < text.index("MM-DRW") < text.index("BalancedRandomForest")
+    assert "balanced acc." in text
+    assert f"Report: {out / 'report.html'}" in text
+    assert len(read_records(out / "jobs")) == 6
+    assert {path.name for path in out.iterdir()} == {
+        "figures", "jobs", "report.html", "report.md", "results.csv",
+    }  # fmt: skip
+    (out / "report.html").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").is_file()
+
+
+def test_a_failed_job_is_reported_with_status_1(tmp_path, capsys):
+    arguments = ["--data", "iris", "--ratio", "35", "--methods", "SMOTE+MLP", "ERM"]
+    options = ["--seeds", "1", "--epochs", "1", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(["benchmark", *arguments, *options]) == 1
+    text = capsys.readouterr().out
+    assert "failed: SMOTE+MLP, seed 0: ValueError" in text
+    assert "ERM" in text
+
+
+def test_a_file_of_a_user_is_taken_as_it_is(tmp_path, capsys):
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n" + "\n".join(f"{i % 7},{int(i < 30)}" for i in range(300)))
+    options = ["--methods", "ERM", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path / "o")]
+    assert main(["benchmark", "--data", str(path), "--target", "y", *options]) == 0
+    assert "t, as it is, 1 epochs" in capsys.readouterr().out
+    [record] = read_records(tmp_path / "o" / "jobs")
+    assert record["class_counts"] == [189, 21]
+
+
+def test_a_folder_of_images(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 12), ("test", 4)):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
+    options = ["--methods", "MM-LDAM-DRW", "--seeds", "1", "--epochs", "2", "--image-size", "8"]
+    subset = ["--imbalance", "long_tailed", "--ratio", "4", "--out", str(tmp_path / "o")]
+    assert main(["benchmark", "--data", str(tmp_path), *options, *subset]) == 0
+    [record] = read_records(tmp_path / "o" / "jobs")
+    assert record["class_counts"] == [12, 3]
+    assert record["sample_shape"] == [3, 8, 8]
+    assert record["n_test"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "none.csv"], "there is no file or folder none.csv; pass one, or one of"),
+        (["--data", "{csv}"], "needs --target, the column of the labels"),
+        (["--data", "{csv}", "--target", "z"], r"target='z' is not a column"),
+        (["--data", "{empty}"], "has no class folders"),
+        (["--ratio", "0.5"], "imbalance_ratio must be a number of at least 1, got 0.5"),
+        (["--ratio", "1e6"], "leaves class"),
+        (["--data", "{csv}", "--target", "y", "--ratio", "5"], "add --imbalance"),
+        (["--data", "iris", "--out", "{csv}"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(tmp_path, capsys, arguments, message):
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n" + "\n".join(f"{i},{i % 2}" for i in range(20)))
+    (tmp_path / "empty").mkdir()
+    names = {"csv": path, "empty": tmp_path / "empty"}
+    filled = [argument.format(**names) for argument in arguments]
+    options = [] if "--out" in filled else ["--out", str(tmp_path / "o")]
+    assert main(["benchmark", *filled, *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("imbmargin: error: ")
+    assert message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "MMM"], "invalid choice: 'MMM'"),
+        (["--epochs", "0"], "must be at least 1, got 0"),
+        (["--imbalance", "huge"], "invalid choice: 'huge'"),
+    ],
+)
+def test_wrong_arguments_print_the_usage(capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        main(["benchmark", *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_jobs", stop)
+    assert main(["benchmark", "--data", "iris", "--out", str(tmp_path)]) == 130
+    assert "goes on with the jobs that are left" in capsys.readouterr().err
+
+
+def test_a_report_of_nothing(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "has no results" in capsys.readouterr().err
+
+
+def test_methods_prints_a_line_for_each(capsys):
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(METHODS)
+    assert "mm_ldam" in lines[-1]
+    assert "80%" in lines[-1]
+
+
+def test_the_module_runs_as_a_command():
+    code = "from imbmargin.benchmark.cli import main; main(['--version'])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == f"imbmargin {__version__}"

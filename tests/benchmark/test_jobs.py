@@ -1,0 +1,105 @@
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score
+
+from imbmargin.benchmark.contenders import CONTENDERS, DEFAULT_METHODS, make_contender
+from imbmargin.benchmark.jobs import DataSpec, Job, environment, load_data, run_job
+
+IRIS = DataSpec("iris", imbalance="long_tailed", ratio=5)
+
+
+@pytest.mark.parametrize("method", DEFAULT_METHODS)
+def test_a_job_measures_what_a_user_would(method):
+    job = Job(IRIS, method, seed=1, epochs=10)
+    record = run_job(job)
+    data = load_data(IRIS, 1)
+    model = make_contender(method, image_shape=None, rarest=7, max_epochs=10, random_state=1)
+    predicted = model.fit(data.X_train, data.y_train).predict(data.X_test)
+    assert record["status"] == "done"
+    assert record["scores"]["balanced_accuracy"] == pytest.approx(
+        balanced_accuracy_score(data.y_test, predicted)
+    )
+    error = [np.mean(predicted[data.y_test == c] != c) for c in record["classes"]]
+    np.testing.assert_allclose(record["per_class_error"], error)
+    assert record["class_counts"] == [35, 15, 7]
+    assert record["n_train"], record["n_test"] == (57, 45)
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_groups_without_classes_have_no_error():
+    scores = run_job(Job(IRIS, "ERM", 0, 2))["scores"]
+    assert scores["many_error"] is None
+    assert scores["few_error"] is not None
+
+
+def test_the_record_tells_where_re_weighting_begins():
+    assert run_job(Job(IRIS, "MM-DRW", 0, 5))["deferred_epoch"] == 4
+    record = run_job(Job(IRIS, "ERM", 0, 5))
+    assert record["deferred_epoch"] is None
+    assert [row["epoch"] for row in record["history"]] == [1, 2, 3, 4, 5]
+    assert record["rows_per_second"] == pytest.approx(57 * 5 / record["seconds"]["fit"])
+
+
+def test_a_failure_becomes_a_record():
+    record = run_job(Job(DataSpec("iris", imbalance="long_tailed", ratio=35), "SMOTE+MLP", 0, 2))
+    assert record["status"] == "failed"
+    assert "n_samples" in record["error"]
+    assert "Traceback" in record["traceback"]
+
+
+def test_every_method_of_a_seed_sees_the_same_rows_and_seeds_differ():
+    load_data.cache_clear()
+    first = load_data(IRIS, 0)
+    other = load_data(IRIS, 1)
+    again = load_data(IRIS, 0)
+    np.testing.assert_array_equal(first.X_train, again.X_train)
+    np.testing.assert_array_equal(first.X_test, again.X_test)
+    assert not np.array_equal(first.X_test, other.X_test)
+
+
+def test_a_step_and_a_smaller_head():
+    data = load_data(DataSpec("wine", imbalance="step", ratio=5, n_max=20), 0)
+    assert np.unique(data.y_train, return_counts=True)[1].tolist() == [20, 20, 4]
+
+
+def test_in_a_table_of_a_user_the_frequent_class_stays_frequent(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n" + "\n".join(f"{i},{'a' if i < 30 else 'b'}" for i in range(100)))
+    data = load_data(DataSpec(str(path), "y", "long_tailed", ratio=7), 0)
+    assert dict(zip(*np.unique(data.y_train, return_counts=True), strict=True)) == {"a": 7, "b": 49}
+
+
+def test_file_names_differ_with_every_setting(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n1,0\n")
+    job = Job(DataSpec(str(path), "y"), "ERM", 0, 10)
+    others = [
+        replace(job, method="MM"),
+        replace(job, seed=1),
+        replace(job, epochs=11),
+        replace(job, precision="bfloat16"),
+        replace(job, data=replace(job.data, imbalance="step")),
+        replace(job, data=replace(job.data, ratio=3.0)),
+    ]
+    names = {other.file_name for other in others}
+    assert len(names) == len(others)
+    assert job.file_name not in names
+    assert job.file_name == replace(job).file_name
+    before = job.file_name
+    os.utime(path, ns=(0, 0))
+    assert job.file_name != before
+
+
+def test_contenders_have_names_that_are_files_names():
+    assert all("/" not in name and " " not in name for name in CONTENDERS)
+    with pytest.raises(ValueError, match=r"methods must be among \['ERM', .*got 'Nope'"):
+        make_contender("Nope", image_shape=None, rarest=1, max_epochs=1, random_state=0)
+
+
+def test_environment_names_versions_and_hardware():
+    found = environment()
+    assert {"python", "torch", "imbmargin", "cores", "platform"} <= found.keys()

@@ -1,0 +1,123 @@
+import csv
+import re
+
+import numpy as np
+import pytest
+
+from imbmargin.benchmark.report import write_report
+from imbmargin.benchmark.table import as_csv, as_markdown, as_text, group_records
+
+
+def make_record(method, seed, accuracy, **changes):
+    scores = {
+        "accuracy": accuracy,
+        "balanced_accuracy": accuracy,
+        "geometric_mean": accuracy,
+        "many_error": 1 - accuracy,
+        "medium_error": None,
+        "few_error": 1 - accuracy,
+    }
+    return {
+        "format": 1,
+        "job": {
+            "data": {"source": "a<b", "imbalance": "step", "ratio": 10.0},
+            "method": method,
+            "seed": seed,
+            "epochs": 3,
+            "precision": "float32",
+        },
+        "environment": {"python": "3.11", "gpu": None},
+        "status": "done",
+        "images": False,
+        "sample_shape": [4],
+        "n_train": 1100,
+        "n_test": 50,
+        "classes": ["x", "y"],
+        "class_counts": [1000, 100],
+        "test_counts": [25, 25],
+        "scores": scores,
+        "per_class_error": [1 - accuracy, 1 - accuracy],
+        "seconds": {"fit": 1.0, "predict": 0.1},
+        "history": [{"epoch": e, "train_loss": 1 / e} for e in (1, 2, 3)],
+        "deferred_epoch": 2,
+        "rows_per_second": 3300.0,
+        **changes,
+    }
+
+
+def make_failure(method):
+    record = make_record(method, 0, 0.5)
+    return {
+        **{key: record[key] for key in ("format", "job", "environment")},
+        "status": "failed",
+        "error": "ValueError: too few <rows>",
+        "traceback": "",
+    }
+
+
+RECORDS = [
+    make_record("MM-DRW", 0, 0.9),
+    make_record("MM-DRW", 1, 0.8),
+    make_record("ERM", 0, 0.7),
+    make_failure("SMOTE+MLP"),
+]
+
+
+def test_rows_have_mean_and_sample_deviation_in_the_order_of_the_methods():
+    [group] = group_records(RECORDS)
+    head, erm, mm = group.rows()
+    assert head == ["method", "accuracy", "balanced acc.", "G-mean", "many err.", "few err.",
+                    "seconds"]  # fmt: skip
+    assert erm[:2] == ["ERM", "70.0"]
+    assert mm[:2] == ["MM-DRW", f"85.0 ± {np.std([90, 80], ddof=1):.1f}"]
+    assert group.best()["accuracy"] == group.best()["few_error"] == "MM-DRW"
+    assert group.title == "a<b, step, ratio 10, 3 epochs"
+
+
+def test_other_settings_are_other_groups():
+    other = make_record("ERM", 0, 0.5)
+    other["job"]["epochs"] = 4
+    assert len(group_records([*RECORDS, other])) == 2
+
+
+def test_the_text_is_in_columns():
+    [group] = group_records(RECORDS)
+    lines = as_text(group).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert as_markdown(group).splitlines()[1].startswith("| --- | ---: |")
+
+
+def test_the_csv_has_each_job_as_it_was_measured():
+    rows = list(csv.DictReader(as_csv(group_records(RECORDS)).splitlines()))
+    assert [row["accuracy"] for row in rows] == ["0.9", "0.8", "0.7"]
+    assert {row["data"] for row in rows} == {"a<b, step, ratio 10, 3 epochs"}
+
+
+def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
+    write_report(RECORDS, tmp_path, "imbmargin benchmark --data 'a<b'")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 3
+    assert len(re.findall('<img src="data:image/png;base64,', page)) == 3
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "a&lt;b, step" in page
+    assert "a<b" not in page
+    assert "SMOTE+MLP, seed 0 failed: ValueError: too few &lt;rows&gt;" in page
+    assert '<td class="best">85.0' in page
+    assert "Measured with python 3.11." in page
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for name in re.findall(r"\(figures/(.*?)\)", markdown):
+        assert (tmp_path / "figures" / name).is_file()
+
+
+def test_a_group_in_which_all_failed_is_reported(tmp_path):
+    write_report([make_failure("ERM")], tmp_path, "c")
+    assert "too few" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "too few" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", ["history", "rows_per_second"])
+def test_methods_without_epochs(tmp_path, key):
+    records = [make_record("EasyEnsemble", 0, 0.6)]
+    del records[0][key]
+    write_report(records, tmp_path, "c")
+    assert (tmp_path / "report.html").stat().st_size > 1000

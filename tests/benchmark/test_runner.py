@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from imbmargin.benchmark import runner
+from imbmargin.benchmark.jobs import DataSpec, Job
+from imbmargin.benchmark.runner import read_record, read_records, run_jobs
+
+IRIS = DataSpec("iris")
+JOBS = [Job(IRIS, "ERM", seed, epochs=2) for seed in range(2)]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Count the jobs that are really run."""
+    ran = []
+
+    def run_job(job, callbacks=None):
+        ran.append(job)
+        if job.method == "MM":
+            return {**record(job), "status": "failed", "error": "ValueError: no", "traceback": ""}
+        return record(job)
+
+    def record(job):
+        return {
+            "format": 1,
+            "job": {"data": {"source": "iris"}, "method": job.method, "seed": job.seed},
+            "status": "done",
+            "scores": {"balanced_accuracy": 0.5},
+        }
+
+    monkeypatch.setattr(runner, "run_job", run_job)
+    return ran
+
+
+def test_a_job_that_is_there_is_not_run_again(tmp_path, counted):
+    run_jobs(JOBS[:1], tmp_path)
+    run_jobs(JOBS, tmp_path)
+    assert counted == JOBS
+
+
+def test_a_failed_job_does_not_stop_the_others_and_is_tried_again(tmp_path, counted):
+    failing = Job(IRIS, "MM", 0, 2)
+    records = run_jobs([failing, *JOBS], tmp_path)
+    assert [record["status"] for record in records] == ["failed", "done", "done"]
+    run_jobs([failing, *JOBS], tmp_path)
+    assert counted == [failing, *JOBS, failing]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 0, "job": 1}'])
+def test_a_broken_file_counts_as_not_there(tmp_path, counted, text):
+    path = tmp_path / JOBS[0].file_name
+    path.write_text(text)
+    assert read_record(path) is None
+    run_jobs(JOBS[:1], tmp_path)
+    assert counted == JOBS[:1]
+    assert read_record(path)["status"] == "done"
+
+
+def test_a_run_that_is_stopped_leaves_whole_files(tmp_path, counted, monkeypatch):
+    run_jobs(JOBS[:1], tmp_path)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(JOBS, tmp_path)
+    assert [record["job"]["seed"] for record in read_records(tmp_path)] == [0]
+
+
+def test_jobs_in_parallel_give_the_same_as_one_by_one(tmp_path):
+    alone = run_jobs(JOBS, tmp_path / "alone", n_jobs=1)
+    together = run_jobs(JOBS, tmp_path / "together", n_jobs=2)
+    assert [r["scores"] for r in alone] == [r["scores"] for r in together]
+    assert [r["history"] for r in alone] == [r["history"] for r in together]
+    names = [sorted(p.name for p in (tmp_path / f).iterdir()) for f in ("alone", "together")]
+    assert names[0] == names[1] == sorted(job.file_name for job in JOBS)
+    json.loads((tmp_path / "alone" / JOBS[0].file_name).read_text())

@@ -1,0 +1,207 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from imbmargin.data.datasets import EMBEDDED, load_embedded, load_image_folder, load_table_file
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_data_are_split_by_class(name):
+    data = load_embedded(name, test_size=0.4, random_state=1)
+    n = len(data.y_train) + len(data.y_test)
+    part = np.unique(data.y_test, return_counts=True)[1]
+    whole = np.unique(np.r_[data.y_train, data.y_test], return_counts=True)[1]
+    np.testing.assert_allclose(part, 0.4 * whole, atol=1)
+    assert len(data.X_train) == len(data.y_train) < n
+    assert (data.image_shape == (1, 8, 8)) == (name == "digits")
+
+
+def test_embedded_digits_are_bytes_over_the_whole_range():
+    data = load_embedded("digits")
+    assert data.X_train.dtype == np.uint8
+    assert (data.X_train.min(), data.X_train.max()) == (0, 240)
+
+
+def test_unknown_embedded_data():
+    with pytest.raises(ValueError, match=r"name must be one of \['digits', .*got 'mnist'"):
+        load_embedded("mnist")
+
+
+def test_choose_keeps_rows_of_the_training_part_only():
+    whole = load_embedded("wine")
+    data = load_embedded("wine", choose=lambda y: np.flatnonzero(y == y[0])[:5])
+    assert set(data.y_train) == {whole.y_train[0]}
+    assert len(data.X_train) == 5
+    np.testing.assert_array_equal(data.X_test, whole.X_test)
+
+
+@pytest.fixture(params=["csv", "parquet"])
+def table_file(request, tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "amount": rng.normal(size=60),
+            "country": rng.choice(["NL", "DE"], 60),
+            "new": rng.random(60) < 0.5,
+            "empty": np.nan,
+            "label": np.repeat(["fine", "fraud"], [48, 12]),
+        }
+    )
+    frame.loc[::7, "amount"] = np.nan
+    frame.loc[3, "country"] = None
+    path = tmp_path / f"payments.{request.param}"
+    frame.to_csv(path, index=False) if request.param == "csv" else frame.to_parquet(path)
+    return path
+
+
+def test_a_table_becomes_numbers(table_file):
+    data = load_table_file(table_file, "label")
+    assert data.name == "payments"
+    assert data.X_train.dtype == data.X_test.dtype == np.float32
+    assert np.isfinite(data.X_train).all()
+    # amount, empty, new; DE, NL and perhaps missing.
+    assert data.X_train.shape[1] in (5, 6)
+    assert data.X_train.shape[1] == data.X_test.shape[1]
+    assert dict(zip(*np.unique(data.y_test, return_counts=True), strict=True)) == {
+        "fine": 14,
+        "fraud": 4,
+    }
+
+
+def test_medians_come_from_the_training_part(tmp_path):
+    path = tmp_path / "t.csv"
+    values = np.arange(40.0)
+    frame = pd.DataFrame({"a": values, "y": np.tile([0, 1], 20)})
+    frame.loc[::2, "a"] = np.nan
+    frame.to_csv(path, index=False)
+    data = load_table_file(path, "y")
+    filled = data.X_train[data.y_train == 0, 0]
+    known = data.X_train[data.y_train == 1, 0]
+    assert set(filled) == {np.median(known)}
+    assert set(data.X_test[data.y_test == 0, 0]) == set(filled)
+
+
+def test_values_not_seen_in_training_are_no_error(tmp_path):
+    path = tmp_path / "t.csv"
+    pd.DataFrame({"id": [f"n{i}" for i in range(200)], "y": [0, 1] * 100}).to_csv(path, index=False)
+    data = load_table_file(path, "y")
+    assert data.X_train.shape[1] == 50
+
+
+@pytest.mark.parametrize(
+    ("columns", "target", "message"),
+    [
+        ({"a": [1, 2], "y": [0, 1]}, "fraud", r"target='fraud' is not a column.*\['a', 'y'\]"),
+        ({"a": [1, 2], "y": [0, 1]}, None, "target=None is not a column"),
+        ({"y": [0, 1] * 5}, "y", "has no columns besides the target 'y'; add features"),
+        ({"a": range(10), "y": [0] * 9 + [None]}, "y", "has 1 missing labels; remove"),
+        ({"a": range(10), "y": [0] * 10}, "y", r"one class only, \[0\]"),
+        ({"a": range(10), "y": [0] * 9 + [1]}, "y", r"a single row of \[1\]"),
+        ({"a": range(4), "y": [0.1, 0.2, 0.3, 0.7]}, "y", "are continuous, such as"),
+        (
+            {"a": pd.date_range("2026-01-01", periods=4), "y": [0, 1, 0, 1]},
+            "y",
+            r"columns \['a'\] .* hold dates; turn them into numbers",
+        ),
+    ],
+)
+def test_tables_that_cannot_be_used(tmp_path, columns, target, message):
+    path = tmp_path / "t.parquet"
+    pd.DataFrame(columns).to_parquet(path)
+    with pytest.raises(ValueError, match=message):
+        load_table_file(path, target)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*none.csv"):
+        load_table_file(tmp_path / "none.csv", "y")
+    for name in ("empty.csv", "broken.parquet"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"{name} cannot be read as a table.*pass a .csv"):
+            load_table_file(tmp_path / name, "y")
+
+
+def write_images(folder, classes, n=4, mode="RGB", size=(8, 6)):
+    """Write images whose pixels tell the class and the number."""
+    for k, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            color = (40 * k, 10 * i, 5) if mode == "RGB" else 40 * k + i
+            Image.new(mode, size, color).save(folder / name / f"{i}.png")
+
+
+def test_a_folder_with_train_and_test(tmp_path):
+    write_images(tmp_path / "train", ["cat", "dog"])
+    write_images(tmp_path / "test", ["cat", "dog"], n=2)
+    data = load_image_folder(tmp_path)
+    assert data.X_train.shape == (8, 3, 6, 8)
+    assert data.y_train.tolist() == ["cat"] * 4 + ["dog"] * 4
+    np.testing.assert_array_equal(data.X_train[:, 0, 0, 0], np.repeat([0, 40], 4))
+    np.testing.assert_array_equal(data.X_train[:, 1, 0, 0], np.tile([0, 10, 20, 30], 2))
+    assert data.X_test.shape == (4, 3, 6, 8)
+    assert data.image_shape == (3, 6, 8)
+
+
+def test_a_folder_without_a_test_part_is_split(tmp_path):
+    write_images(tmp_path, ["a", "b", "c"], n=10)
+    data = load_image_folder(tmp_path, test_size=0.2)
+    assert np.unique(data.y_test, return_counts=True)[1].tolist() == [2, 2, 2]
+    assert len(np.unique(np.r_[data.X_train, data.X_test][:, :2, 0, 0], axis=0)) == 30
+
+
+def test_only_the_images_that_are_chosen_are_decoded(tmp_path):
+    write_images(tmp_path / "train", ["a", "b"])
+    write_images(tmp_path / "val", ["a", "b"])
+    (tmp_path / "train" / "a" / "3.png").write_bytes(b"not an image")
+    data = load_image_folder(tmp_path, choose=lambda y: np.array([0, 4]))
+    assert data.y_train.tolist() == ["a", "b"]
+    with pytest.raises(ValueError, match=r"image .*3.png cannot be read: .*; remove the file"):
+        load_image_folder(tmp_path)
+
+
+def test_a_truncated_image_is_an_error(tmp_path):
+    write_images(tmp_path, ["a", "b"], size=(64, 64))
+    path = tmp_path / "b" / "1.png"
+    path.write_bytes(path.read_bytes()[:80])
+    with pytest.raises(ValueError, match=r"image .*1.png cannot be read"):
+        load_image_folder(tmp_path)
+
+
+def test_grey_images_have_one_channel_unless_colour_is_among_them(tmp_path):
+    write_images(tmp_path, ["a", "b"], mode="L")
+    assert load_image_folder(tmp_path).X_train.shape[1] == 1
+    Image.new("RGB", (8, 6)).save(tmp_path / "a" / "0.png")
+    assert load_image_folder(tmp_path).X_train.shape[1] == 3
+
+
+def test_images_of_several_sizes(tmp_path):
+    write_images(tmp_path, ["a", "b"])
+    Image.new("RGB", (20, 10)).save(tmp_path / "b" / "9.png")
+    with pytest.raises(ValueError, match=r"differ in size.*\(8, 6\).*\(20, 10\); pass image_size"):
+        load_image_folder(tmp_path)
+    data = load_image_folder(tmp_path, image_size=4)
+    assert data.X_train.shape[1:] == (3, 4, 4)
+    with pytest.raises(ValueError, match="image_size must be at least 1 pixel, got 0"):
+        load_image_folder(tmp_path, image_size=0)
+
+
+def test_images_of_more_than_8_bits(tmp_path):
+    write_images(tmp_path, ["a", "b"])
+    Image.fromarray(np.zeros((6, 8), dtype=np.uint16)).save(tmp_path / "a" / "0.png")
+    with pytest.raises(ValueError, match=r"0.png has more than 8 bits .*; convert it"):
+        load_image_folder(tmp_path)
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none"):
+        load_image_folder(tmp_path / "none")
+    with pytest.raises(ValueError, match="has no class folders; put the images of each class"):
+        load_image_folder(tmp_path)
+    write_images(tmp_path / "train", ["a", "b"])
+    write_images(tmp_path / "test", ["a", "x"])
+    with pytest.raises(ValueError, match=r"has classes \['x'\] that .*train lacks"):
+        load_image_folder(tmp_path)
+    (tmp_path / "train" / "c").mkdir()
+    with pytest.raises(ValueError, match=r"class folder .*c has no images \(.bmp, .jpeg"):
+        load_image_folder(tmp_path)
