@@ -137,8 +137,8 @@ def max_margin(
         own = logits.gather(1, column).squeeze(1)
         rival = logits.scatter(1, column, float("-inf")).amax(dim=1)
         gap = own - rival
-        right = gap >= 0
-        delta = torch.where(right, beta * delta_neg, delta_neg)
+        # Of the type of the logits: two plain numbers would give float32.
+        delta = delta_neg * torch.where(gap >= 0, torch.full_like(gap, beta), 1.0)
         return torch.exp(-gap.abs() - delta).to(logits.dtype)
 
 

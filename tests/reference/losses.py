@@ -1,0 +1,46 @@
+"""The losses as loops over single samples in Python floats, written from the equations."""
+
+import math
+
+
+def cross_entropy(z, y):
+    return -z[y] + math.log(math.fsum(math.exp(v) for v in z))
+
+
+def focal_softmax(z, y, gamma):
+    p = math.exp(z[y]) / math.fsum(math.exp(v) for v in z)
+    return (1 - p) ** gamma * -math.log(p)
+
+
+def focal_sigmoid(z, y, gamma):
+    total = 0.0
+    for i, v in enumerate(z):
+        p = 1 / (1 + math.exp(-v if i == y else v))
+        total += (1 - p) ** gamma * -math.log(p)
+    return total
+
+
+def ldam_margin(counts, y, largest=0.5, power=0.25):
+    constant = largest * min(n for n in counts if n > 0) ** power
+    return constant / counts[y] ** power
+
+
+def shifted(z, y, margin, scale):
+    return cross_entropy([scale * (v - margin * (j == y)) for j, v in enumerate(z)], y)
+
+
+def maximum_margin(z, y, delta_neg, beta):
+    gap = z[y] - max(v for j, v in enumerate(z) if j != y)
+    if gap >= 0:
+        return math.exp(-gap - beta * delta_neg)
+    return math.exp(gap - delta_neg)
+
+
+def crammer_singer(z, y, margin, scale):
+    rival = max(v for j, v in enumerate(z) if j != y)
+    return scale * max(rival - z[y] + margin, 0.0)
+
+
+def weighted_mean(losses, weights):
+    total = math.fsum(weights)
+    return math.fsum(w * v for w, v in zip(weights, losses, strict=True)) / total if total else 0.0

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from imbmargin import LOSSES, METHODS, make_classifier
+from imbmargin.methods import SOURCES, paper_margins, published_error
+
+MARGINS = {
+    "cifar10_lt_100": (0.6, 1.5),
+    "cifar10_lt_10": (0.7, 1.2),
+    "cifar10_step_100": (0.6, 1.3),
+    "cifar10_step_10": (2.1, 1.0),
+    "cifar100_lt_100": (1.2, 1.3),
+    "cifar100_lt_10": (1.5, 1.4),
+    "cifar100_step_100": (1.8, 1.8),
+    "cifar100_step_10": (2.4, 1.1),
+}
+ERRORS = {
+    "MM-DRW": [21.98, 11.44, 22.83, 11.48, 57.14, 40.63, 54.57, 40.28],
+    "LDAM-DRW": [22.97, 11.84, 23.08, 12.19, 57.96, 41.29, 54.64, 40.54],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_predicts(name, table):
+    X, y = table
+    clf = make_classifier(name, max_epochs=30, random_state=0).fit(X, y)
+    assert np.isfinite(clf.history_[:, "train_loss"]).all()
+    assert clf.score(X, y) > 0.9
+    for key, value in METHODS[name].items():
+        assert clf.get_params()[key] == value
+    cosine = getattr(clf.module_.head, "normalized", False)
+    assert cosine == LOSSES[clf.loss].normalized_logits
+
+
+def test_the_deferred_methods_begin_at_epoch_160_of_200():
+    deferred = [name for name in METHODS if name.endswith(("-DRW", "-DRS"))]
+    assert len(deferred) == 6
+    for name in METHODS:
+        start = METHODS[name].get("drw_epoch", METHODS[name].get("drs_epoch"))
+        assert (start == 160 / 200) == (name in deferred)
+
+
+def test_every_method_has_a_source_and_a_row_of_the_table():
+    assert list(SOURCES) == list(METHODS)
+    for name in METHODS:
+        assert published_error(name, "cifar10_lt_100") > 20
+
+
+def test_arguments_come_before_those_of_the_method():
+    clf = make_classifier("MM-DRW", setting="cifar10_step_10", beta=2.0, drw_epoch=3, lr=0.5)
+    assert (clf.delta_neg, clf.beta, clf.drw_epoch, clf.lr) == (2.1, 2.0, 3, 0.5)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"name must be one of \['ERM', .*got 'MMX'"):
+        make_classifier("MMX")
+    for function in (paper_margins, lambda s: published_error("ERM", s)):
+        with pytest.raises(ValueError, match=r"setting must be one of \['cifar10_lt_100'.*'mnist'"):
+            function("mnist")
+    with pytest.raises(ValueError, match="name must be one of"):
+        published_error("MMX", "cifar10_lt_100")
+
+
+@pytest.mark.parametrize("setting", MARGINS)
+def test_margins_of_the_paper(setting):
+    delta_neg, beta = MARGINS[setting]
+    assert paper_margins(setting) == {"delta_neg": delta_neg, "beta": beta}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_of_the_paper(name):
+    assert [published_error(name, setting) for setting in MARGINS] == ERRORS[name]
+
+
+def test_an_empty_cell_was_not_published():
+    assert published_error("HG-DRS", "cifar100_lt_100") is None
