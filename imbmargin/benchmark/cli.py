@@ -123,7 +123,7 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
         help="rows of the most frequent class of the subset (default: all it has)",
     )
     add("--seeds", type=_positive, default=3, metavar="N", help="number of seeds (default: 3)")
-    add("--epochs", type=_positive, default=60, help="epochs of the networks (default: 60)")
+    add("--epochs", type=_positive, default=40, help="epochs of the networks (default: 40)")
     add(
         "--out",
         type=Path,

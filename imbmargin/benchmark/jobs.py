@@ -19,7 +19,7 @@ from imblearn.metrics import geometric_mean_score
 from joblib import cpu_count
 from sklearn.metrics import accuracy_score
 
-from imbmargin.benchmark.contenders import make_contender
+from imbmargin.benchmark.contenders import make_contender, training_settings
 from imbmargin.callbacks import resolve_epoch
 from imbmargin.data.datasets import (
     EMBEDDED,
@@ -193,7 +193,7 @@ def _measure(job: Job, callbacks: list[Any] | None) -> dict[str, Any]:
     model = make_contender(
         job.method,
         image_shape=data.image_shape,
-        rarest=int(counts.min()),
+        class_counts=counts,
         max_epochs=job.epochs,
         random_state=job.seed,
         precision=job.precision,
@@ -206,6 +206,7 @@ def _measure(job: Job, callbacks: list[Any] | None) -> dict[str, Any]:
     seconds = {"fit": fitted - start, "predict": time.perf_counter() - fitted}
     return {
         "images": data.image_shape is not None,
+        "settings": training_settings(len(data.y_train), data.image_shape),
         "sample_shape": list(data.X_train.shape[1:]),
         "n_train": len(data.y_train),
         "n_test": len(data.y_test),

@@ -17,8 +17,8 @@ _NOTES = (
     "Scores are those after the last epoch, on the test part, in percent; mean ± standard "
     "deviation over the seeds. Every method of a seed has the same training and test rows. Many, "
     "medium and few: error of classes with more than 100, 20 to 100, and fewer than 20 training "
-    "rows. Seconds are those of fit. The MLP behind the over-samplers is the one that ERM trains "
-    "on tables."
+    "rows. Seconds are those of fit. Methods train an MLP on tables and a ResNet on images; the "
+    "MLP behind the over-samplers is the same as on tables."
 )
 
 _STYLE = """
@@ -92,6 +92,8 @@ def _describe(group: Group) -> str:
         f"{len(counts)} classes with {max(counts):,} to {min(counts):,} training {kind}; "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}."
     )
+    settings = ", ".join(f"{key} {value}" for key, value in first["settings"].items())
+    text += f" Small data: {settings}." if settings else ""
     rates = [f"{name} {rate:,.0f}" for name, rate in _rates(group).items()]
     return text + (f" Training {kind} per second: {', '.join(rates)}." if rates else "")
 

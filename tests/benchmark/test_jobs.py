@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from imbmargin.benchmark.contenders import CONTENDERS, DEFAULT_METHODS, make_contender
+from imbmargin.benchmark.contenders import (
+    CONTENDERS,
+    DEFAULT_METHODS,
+    make_contender,
+    training_settings,
+)
 from imbmargin.benchmark.jobs import DataSpec, Job, environment, load_data, run_job
 
 IRIS = DataSpec("iris", imbalance="long_tailed", ratio=5)
@@ -17,7 +22,9 @@ def test_a_job_measures_what_a_user_would(method):
     job = Job(IRIS, method, seed=1, epochs=10)
     record = run_job(job)
     data = load_data(IRIS, 1)
-    model = make_contender(method, image_shape=None, rarest=7, max_epochs=10, random_state=1)
+    counts = np.unique(data.y_train, return_counts=True)[1]
+    training = {"max_epochs": 10, "random_state": 1}
+    model = make_contender(method, image_shape=None, class_counts=counts, **training)
     predicted = model.fit(data.X_train, data.y_train).predict(data.X_test)
     assert record["status"] == "done"
     assert record["scores"]["balanced_accuracy"] == pytest.approx(
@@ -97,7 +104,23 @@ def test_file_names_differ_with_every_setting(tmp_path):
 def test_contenders_have_names_that_are_files_names():
     assert all("/" not in name and " " not in name for name in CONTENDERS)
     with pytest.raises(ValueError, match=r"methods must be among \['ERM', .*got 'Nope'"):
-        make_contender("Nope", image_shape=None, rarest=1, max_epochs=1, random_state=0)
+        make_contender(
+            "Nope", image_shape=None, class_counts=np.ones(2), max_epochs=1, random_state=0
+        )
+
+
+def test_small_data_have_settings_of_their_own():
+    model = make_contender(
+        "MM-DRW",
+        image_shape=(1, 8, 8),
+        class_counts=np.array([300, 30]),
+        max_epochs=1,
+        random_state=0,
+    )
+    assert (model.module, model.batch_size, model.lr_schedule) == ("resnet20", 32, "cosine")
+    assert training_settings(400, (3, 32, 32)) == {"batch_size": 32, "lr_schedule": "cosine"}
+    assert training_settings(400, None) == {"batch_size": 32}
+    assert training_settings(5000, (1, 8, 8)) == {}
 
 
 def test_environment_names_versions_and_hardware():

@@ -29,6 +29,7 @@ def make_record(method, seed, accuracy, **changes):
         "environment": {"python": "3.11", "gpu": None},
         "status": "done",
         "images": False,
+        "settings": {"batch_size": 32},
         "sample_shape": [4],
         "n_train": 1100,
         "n_test": 50,
@@ -104,6 +105,7 @@ def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
     assert "SMOTE+MLP, seed 0 failed: ValueError: too few &lt;rows&gt;" in page
     assert '<td class="best">85.0' in page
     assert "Measured with python 3.11." in page
+    assert "Small data: batch_size 32." in page
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     for name in re.findall(r"\(figures/(.*?)\)", markdown):
         assert (tmp_path / "figures" / name).is_file()
