@@ -9,6 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from imbmargin._figure import (
+    GREY,
+    describe_counts,
+    draw_bars,
+    draw_counts_behind,
+    finish_axes,
+    make_axes,
+    name_classes,
+    running_mean,
+    scale_for_counts,
+    series_look,
+)
 from imbmargin.metrics import per_class_error, sample_margins
 
 __all__ = [
@@ -19,10 +31,6 @@ __all__ = [
 ]
 
 # Okabe and Ito's palette for colour-blind readers, without its yellow: too pale on white.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-_DASHES = ("-", "--", ":", "-.")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-_GREY = "0.4"
 
 
 class PerClassErrorDisplay:
@@ -113,22 +121,22 @@ class PerClassErrorDisplay:
 
     def plot(self, ax: Any = None, **kwargs: Any) -> PerClassErrorDisplay:
         """Draw on ``ax`` or on a new figure; ``kwargs`` go to ``Axes.bar`` or ``Axes.plot``."""
-        self.ax_, self.figure_ = _axes(ax)
+        self.ax_, self.figure_ = make_axes(ax)
         order = np.argsort(-self.class_counts, kind="stable")
         counts = self.class_counts[order]
         errors = {name: error[order] for name, error in self.errors.items()}
-        if _name_classes(self.ax_, self.labels[order], "training rows", counts):
-            _draw_bars(self.ax_, errors, **kwargs)
+        if name_classes(self.ax_, self.labels[order], "training rows", counts):
+            draw_bars(self.ax_, errors, **kwargs)
         else:
             rank = np.arange(1, len(order) + 1)
             for i, (name, error) in enumerate(errors.items()):
-                look = _look(i)
+                look = series_look(i)
                 if len(errors) * len(rank) <= 400:
                     self.ax_.plot(rank, error, ".", color=look["color"], alpha=0.3, markersize=4)
-                self.ax_.plot(rank, _running_mean(error), **{"label": name} | look | kwargs)
-            _draw_counts_behind(self.ax_, counts)
+                self.ax_.plot(rank, running_mean(error), **{"label": name} | look | kwargs)
+            draw_counts_behind(self.ax_, counts)
         self.ax_.set(ylabel="error", ylim=(0, None))
-        _finish(self.ax_, legend=len(errors) > 1, percent=True)
+        finish_axes(self.ax_, legend=len(errors) > 1, percent=True)
         return self
 
 
@@ -181,25 +189,25 @@ class ClassDistributionDisplay:
 
     def plot(self, ax: Any = None, **kwargs: Any) -> ClassDistributionDisplay:
         """Draw on ``ax`` or on a new figure; ``kwargs`` go to ``Axes.bar`` or ``Axes.stairs``."""
-        self.ax_, self.figure_ = _axes(ax)
+        self.ax_, self.figure_ = make_axes(ax)
         order = np.argsort(-next(iter(self.counts.values())), kind="stable")
         single = len(self.counts) == 1
-        texts = [_describe(count) for count in self.counts.values()]
+        texts = [describe_counts(count) for count in self.counts.values()]
         counts = {
             f"{name}: {text}": count[order]
             for (name, count), text in zip(self.counts.items(), texts, strict=True)
         }
-        foot = _count_scale(self.ax_, np.stack([*counts.values()]))
+        foot = scale_for_counts(self.ax_, np.stack([*counts.values()]))
         shown = next(iter(counts.values())) if single else None
-        if _name_classes(self.ax_, self.labels[order], "rows", shown):
-            _draw_bars(self.ax_, counts, **kwargs)
+        if name_classes(self.ax_, self.labels[order], "rows", shown):
+            draw_bars(self.ax_, counts, **kwargs)
         else:
             edges = np.arange(len(order) + 1) + 0.5
             for i, (name, count) in enumerate(counts.items()):
                 look = {"baseline": foot, "fill": single, "linewidth": 1.5, "label": name}
-                self.ax_.stairs(count, edges, **look | _look(i) | kwargs)
+                self.ax_.stairs(count, edges, **look | series_look(i) | kwargs)
         self.ax_.set(ylabel="rows", title=texts[0] if single else "")
-        _finish(self.ax_, legend=not single)
+        finish_axes(self.ax_, legend=not single)
         return self
 
 
@@ -271,19 +279,19 @@ class MarginDisplay:
 
     def plot(self, ax: Any = None, bins: Any = 40, **kwargs: Any) -> MarginDisplay:
         """Draw on ``ax`` or on a new figure; ``bins`` and ``kwargs`` are those of ``Axes.hist``."""
-        self.ax_, self.figure_ = _axes(ax)
+        self.ax_, self.figure_ = make_axes(ax)
         edges = np.histogram_bin_edges(np.concatenate([*self.margins.values()]), bins)
         for i, (name, margin) in enumerate(self.margins.items()):
-            color, dashes = _look(i).values()
+            color, dashes = series_look(i).values()
             look: dict[str, Any] = {"histtype": "stepfilled", "linewidth": 1.5, "linestyle": dashes}
             look |= {"facecolor": (color, 0.15), "edgecolor": color}
             look["label"] = f"{name}: {(margin < 0).mean():.1%} wrong"
             weights = np.full(len(margin), 1 / len(margin))
             self.ax_.hist(margin, edges, weights=weights, **look | kwargs)
-        self.ax_.axvline(0, color=_GREY, linewidth=1)
+        self.ax_.axvline(0, color=GREY, linewidth=1)
         self.ax_.set(xlabel="margin: logit of the label less the largest other")
         self.ax_.set(ylabel="samples of the group")
-        _finish(self.ax_, percent=True)
+        finish_axes(self.ax_, percent=True)
         return self
 
 
@@ -341,7 +349,7 @@ class TrainingCurvesDisplay:
         With a balanced accuracy ``ax`` must be two axes, such as those of ``plt.subplots(2)``.
         """
         scored = any("valid_balanced_accuracy" in row for row in self.history)
-        self.ax_, self.figure_ = _axes(ax, 1 + scored)
+        self.ax_, self.figure_ = make_axes(ax, 1 + scored)
         panels = np.ravel(self.ax_)
         epochs = np.arange(1, len(self.history) + 1)
         for key, name, i, panel in (
@@ -351,129 +359,18 @@ class TrainingCurvesDisplay:
         ):
             if any(key in row for row in self.history):
                 values = [row.get(key, np.nan) for row in self.history]
-                look = {"label": name, "marker": "." if len(epochs) < 20 else ""} | _look(i)
+                look = {"label": name, "marker": "." if len(epochs) < 20 else ""} | series_look(i)
                 panel.plot(epochs, values, **look | kwargs)
         for panel, label in zip(panels, ("loss", "balanced accuracy"), strict=False):
             if self.drw_epoch is not None:
-                line = {"color": _GREY, "dashes": (4, 2), "label": "re-weighting on"}
+                line = {"color": GREY, "dashes": (4, 2), "label": "re-weighting on"}
                 panel.axvline(self.drw_epoch + 0.5, **line)
             panel.set_ylabel(label)
-            _finish(panel, legend=panel is panels[0], percent=panel is not panels[0])
+            finish_axes(panel, legend=panel is panels[0], percent=panel is not panels[0])
         panels[-1].set_xlabel("epoch")
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
         self.figure_.align_ylabels(panels)
         return self
-
-
-def _axes(ax: Any, n_axes: int = 1) -> tuple[Any, Any]:
-    """Return ``ax``, or the axes of a new figure, and the figure."""
-    if ax is None:
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError as error:
-            raise ImportError("figures need matplotlib: pip install imbmargin[plot]") from error
-        _, ax = plt.subplots(n_axes, figsize=(6, 4), sharex=True, layout="constrained")
-    if np.size(ax) != n_axes:
-        raise ValueError(f"ax must be {n_axes} axes, got {np.size(ax)}; see plt.subplots({n_axes})")
-    return ax, np.ravel(ax)[0].figure
-
-
-def _look(i: int) -> dict[str, str]:
-    """Return colour and dashes of series i: different for the first 28."""
-    dashes = _DASHES[i // len(_COLORS) % len(_DASHES)]
-    return {"color": _COLORS[i % len(_COLORS)], "linestyle": dashes}
-
-
-def _finish(ax: Any, legend: bool = True, percent: bool = False) -> None:
-    """Lighten the frame, and put the legend above it, where it covers no data."""
-    from matplotlib.ticker import PercentFormatter
-
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis="y", alpha=0.3, linewidth=0.6)
-    ax.set_axisbelow(True)
-    if percent:
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
-    if legend:
-        longest = max(len(label) for label in ax.get_legend_handles_labels()[1])
-        columns = max(1, int(_inches(ax) / (0.065 * longest + 0.5)))
-        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
-        ax.legend(ncols=columns, frameon=False, fontsize=9, **place)
-
-
-def _inches(ax: Any) -> float:
-    return float(ax.get_position().width * ax.figure.get_figwidth())
-
-
-def _draw_bars(ax: Any, values: Mapping[str, NDArray[Any]], **kwargs: Any) -> None:
-    """Draw series side by side; as marks on lines where bars would be too narrow."""
-    width = 0.8 / len(values)
-    for i, (name, value) in enumerate(values.items()):
-        rank, look = np.arange(len(value)), _look(i)
-        if len(values) * len(value) <= 60:
-            look = {"label": name, "color": look["color"]}
-            ax.bar(rank + (i + 0.5) * width - 0.4, value, width, **look | kwargs)
-        else:
-            marks = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 4, "linewidth": 0.8}
-            ax.plot(rank, value, **{"label": name} | look | marks | kwargs)
-
-
-def _name_classes(ax: Any, labels: NDArray[Any], rows: str, counts: NDArray[Any] | None) -> bool:
-    """Name the classes under the axis, turned if they are long; or their ranks, if too many."""
-    room = _inches(ax) / len(labels)
-    if room < 0.16:
-        ax.set_xlabel(f"rank of the class, from most to fewest {rows}")
-        ax.set_xlim(0.5, len(labels) + 0.5)
-        return False
-    names = [str(label) if len(str(label)) <= 20 else f"{str(label)[:19]}…" for label in labels]
-    numbers = [] if counts is None else [f"{count:,}" for count in counts]
-    turned = max(map(len, names + numbers)) * 0.075 > room
-    if counts is not None:
-        pairs = zip(names, numbers, strict=True)
-        names = [f"{name} ({n})" if turned else f"{name}\n{n}" for name, n in pairs]
-        ax.set_xlabel(f"class and its {rows}")
-    style: dict[str, Any] = {"fontsize": 9, "parse_math": False}
-    if turned:
-        style |= {"rotation": 45, "rotation_mode": "anchor", "ha": "right"}
-        style |= {} if room > 0.25 else {"rotation": 90, "va": "center"}
-    ax.set_xticks(np.arange(len(names)), names, **style)
-    return True
-
-
-def _describe(count: NDArray[Any]) -> str:
-    empty = int((count == 0).sum())
-    ratio = count.max() / count[count > 0].min()
-    text = f"{count.sum():,} rows, imbalance ratio {ratio:.4g}"
-    return text + (f", empty classes: {empty}" if empty else "")
-
-
-def _count_scale(ax: Any, counts: NDArray[Any]) -> float:
-    """Make the y-axis logarithmic, from below the rarest class; return its foot."""
-    rarest, commonest = counts[counts > 0].min(), counts.max()
-    foot = max(0.5, 10 ** np.floor(np.log10(rarest) - 0.1))
-    ax.set(yscale="log", ylim=(foot, 10 ** np.ceil(np.log10(commonest) + 0.02)))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    return float(foot)
-
-
-def _draw_counts_behind(ax: Any, counts: NDArray[Any]) -> None:
-    """Draw the counts in grey on a second axis behind the first."""
-    behind = ax.twinx()
-    foot = _count_scale(behind, counts)
-    behind.stairs(counts, np.arange(len(counts) + 1) + 0.5, baseline=foot, fill=True, color="0.92")
-    behind.set_ylabel("training rows", color=_GREY)
-    behind.tick_params(colors=_GREY, which="both")
-    behind.spines[["top", "left", "bottom"]].set_visible(False)
-    ax.set_zorder(behind.get_zorder() + 1)
-    ax.patch.set_visible(False)
-
-
-def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average over a tenth of the classes around each, leaving out NaN."""
-    window = np.ones(len(values) // 10 | 1)
-    known = ~np.isnan(values)
-    total = np.convolve(np.where(known, values, 0), window, mode="same")
-    number = np.convolve(known, window, mode="same")
-    return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0.5)
 
 
 def _check_classes(

@@ -13,7 +13,7 @@ ROOT = Path(imbmargin.__file__).parent
 
 # A module may import from the layers before its own, and from its own.
 LAYERS = [
-    {"_version", "weights", "metrics", "data.imbalance", "data.selection", "randomness"},
+    {"_version", "_figure", "weights", "metrics", "data.imbalance", "data.selection", "randomness"},
     {"losses", "modules", "data", "samplers"},
     {"parts", "callbacks"},
     {"contract"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"methods"},
     {"benchmark"},
 ]
-ANYWHERE = {"plotting": {"metrics"}}
+ANYWHERE = {"plotting": {"metrics", "_figure"}}
 
 
 def layer_of(name):

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 from sklearn.linear_model import LogisticRegression
 
-from imbmargin import plotting
+from imbmargin import _figure, plotting
 from imbmargin.data.imbalance import long_tailed_counts
 from imbmargin.metrics import per_class_error, sample_margins
 from imbmargin.plotting import (
@@ -352,6 +352,7 @@ def test_missing_matplotlib_is_named_with_its_cure(monkeypatch):
         margin_display(2)
 
 
-def test_matplotlib_is_not_imported_with_the_module():
-    source = Path(plotting.__file__).read_text(encoding="utf-8")
+@pytest.mark.parametrize("module", [plotting, _figure])
+def test_matplotlib_is_not_imported_with_the_module(module):
+    source = Path(module.__file__).read_text(encoding="utf-8")
     assert not re.search(r"^(import|from) matplotlib", source, re.MULTILINE)

@@ -199,7 +199,7 @@ def _benchmark(options: argparse.Namespace, command: str) -> int:
     n_jobs = options.jobs or (1 if whole_machine else min(cpu_count(), len(jobs)))
     results = options.out / "jobs"
     try:
-        records = run_jobs(jobs, results, n_jobs)
+        records = run_jobs(jobs, results, n_jobs, command)
     except OSError as error:
         raise _UserError(f"--out {options.out} cannot be written: {error}") from error
     except TerminatedWorkerError as error:
@@ -207,18 +207,18 @@ def _benchmark(options: argparse.Namespace, command: str) -> int:
             "a job was ended from outside, perhaps for its memory; run the same command with "
             "--jobs 1: the jobs that are done are kept"
         ) from error
-    return _conclude(records, options.out, command)
+    return _conclude(records, options.out)
 
 
-def _report(options: argparse.Namespace, command: str) -> int:
+def _report(options: argparse.Namespace, _: str) -> int:
     records = read_records(options.out / "jobs")
     if not records:
         raise _UserError(f"{options.out} has no results; run imbmargin benchmark --out first")
-    return _conclude(records, options.out, command)
+    return _conclude(records, options.out)
 
 
-def _conclude(records: list[dict[str, Any]], out: Path, command: str) -> int:
-    groups = write_report(records, out, command)
+def _conclude(records: list[dict[str, Any]], out: Path) -> int:
+    groups = write_report(records, out)
     for group in groups:
         print(f"\n{group.title}")
         if group.records:
@@ -231,7 +231,7 @@ def _conclude(records: list[dict[str, Any]], out: Path, command: str) -> int:
     return 1 if any(group.failed for group in groups) else 0
 
 
-def _methods(options: argparse.Namespace, command: str) -> int:
+def _methods(options: argparse.Namespace, _: str) -> int:
     rows = [["method", "loss", "class weights", "sampling", "from epoch", "head", "source"]]
     for name, arguments in METHODS.items():
         start = arguments.get("drw_epoch", arguments.get("drs_epoch"))

@@ -22,12 +22,12 @@ _NOTES = (
 )
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1rem;
   color: #222; background: #fff; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 th { border-bottom: 2px solid #888; } td.best { font-weight: 700; }
 img { max-width: 100%; height: auto; } figure { margin: 1.5rem 0; }
@@ -36,7 +36,7 @@ code { overflow-wrap: anywhere; }
 """
 
 
-def write_report(records: list[dict[str, Any]], out: Path, command: str) -> list[Group]:
+def write_report(records: list[dict[str, Any]], out: Path) -> list[Group]:
     """Write the tables, figures and the page into a folder, and return the groups.
 
     Parameters
@@ -45,8 +45,6 @@ def write_report(records: list[dict[str, Any]], out: Path, command: str) -> list
         Records of jobs.
     out : Path
         Folder; gets report.html, report.md, results.csv and figures/.
-    command : str
-        The command that made the records, to be printed.
 
     Returns
     -------
@@ -59,21 +57,22 @@ def write_report(records: list[dict[str, Any]], out: Path, command: str) -> list
     >>> from imbmargin.benchmark.report import write_report
     >>> record = run_job(Job(DataSpec("iris"), "ERM", seed=0, epochs=2))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = write_report([record], pathlib.Path(folder), "imbmargin benchmark --data iris")
+    ...     _ = write_report([record], pathlib.Path(folder))
     ...     sorted(path.name for path in pathlib.Path(folder).iterdir())
     ['figures', 'report.html', 'report.md', 'results.csv']
     """
     groups = group_records(records)
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    sections, markdown = [], ["# Benchmark", "", _NOTES, "", f"    {command}", ""]
+    sections, markdown = [], ["# Benchmark", "", _NOTES, ""]
+    markdown += [*(f"    {command}" for command in _commands(records)), ""]
     for number, group in enumerate(groups, 1):
         prefix = f"{Path(group.job['data']['source']).stem}-{number}"
         figures = _draw(group, folder, prefix) if group.records else []
         sections.append(_section(group, figures))
         markdown += _markdown_section(group, figures)
     markdown += ["", _environment(records), ""]
-    (out / "report.html").write_text(_page(sections, records, command), encoding="utf-8")
+    (out / "report.html").write_text(_page(sections, records), encoding="utf-8")
     (out / "report.md").write_text("\n".join(markdown), encoding="utf-8")
     (out / "results.csv").write_text(as_csv(groups), encoding="utf-8")
     return groups
@@ -148,12 +147,17 @@ def _table(group: Group) -> str:
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
+def _commands(records: list[dict[str, Any]]) -> list[str]:
+    return sorted({record["command"] for record in records if record.get("command")})
+
+
 def _environment(records: list[dict[str, Any]]) -> str:
     seen = {", ".join(f"{k} {v}" for k, v in r["environment"].items() if v) for r in records}
     return "Measured with " + "; and with ".join(sorted(seen)) + "."
 
 
-def _page(sections: list[str], records: list[dict[str, Any]], command: str) -> str:
+def _page(sections: list[str], records: list[dict[str, Any]]) -> str:
+    commands = "<br>".join(f"<code>{escape(command)}</code>" for command in _commands(records))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -164,7 +168,7 @@ def _page(sections: list[str], records: list[dict[str, Any]], command: str) -> s
 </head>
 <body>
 <h1>imbmargin benchmark</h1>
-<p><code>{escape(command)}</code></p>
+<p>{commands}</p>
 <p>{escape(_NOTES)} Bold: the best mean.</p>
 {"".join(sections)}
 <p class="small">{escape(_environment(records))}</p>

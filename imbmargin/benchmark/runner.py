@@ -17,7 +17,9 @@ from imbmargin.benchmark.jobs import Job, run_job
 __all__ = ["read_record", "read_records", "run_jobs"]
 
 
-def run_jobs(jobs: Sequence[Job], out: Path, n_jobs: int = 1) -> list[dict[str, Any]]:
+def run_jobs(
+    jobs: Sequence[Job], out: Path, n_jobs: int = 1, command: str = ""
+) -> list[dict[str, Any]]:
     """Run the jobs that have no result in the folder yet, and return the records of all.
 
     Parameters
@@ -28,6 +30,8 @@ def run_jobs(jobs: Sequence[Job], out: Path, n_jobs: int = 1) -> list[dict[str, 
         Folder of the JSON files; made if it is not there.
     n_jobs : int, default=1
         Jobs at a time. 1 runs in this process with all cores and shows the epochs.
+    command : str, default=""
+        Kept in the records, so that a result tells how it was made.
 
     Returns
     -------
@@ -46,13 +50,13 @@ def run_jobs(jobs: Sequence[Job], out: Path, n_jobs: int = 1) -> list[dict[str, 
     2
     """
     out.mkdir(parents=True, exist_ok=True)
-    found = {job: read_record(out / job.file_name) for job in jobs}
+    found: dict[Job, Any] = {job: read_record(out / job.file_name) for job in jobs}
     pending = [job for job in jobs if (found[job] or {}).get("status") != "done"]
     with tqdm(total=len(jobs), initial=len(jobs) - len(pending), unit="job") as bar:
         bar.set_description("benchmark")
         for job, record in _run(pending, n_jobs):
-            _write_record(out / job.file_name, record)
-            found[job] = record
+            found[job] = {**record, "command": command}
+            _write_record(out / job.file_name, found[job])
             bar.update()
             bar.set_postfix_str(_describe(record))
     return [record for record in found.values() if record is not None]

@@ -27,6 +27,7 @@ def make_record(method, seed, accuracy, **changes):
             "precision": "float32",
         },
         "environment": {"python": "3.11", "gpu": None},
+        "command": "imbmargin benchmark --data 'a<b'",
         "status": "done",
         "images": False,
         "settings": {"batch_size": 32},
@@ -95,12 +96,13 @@ def test_the_csv_has_each_job_as_it_was_measured():
 
 
 def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
-    write_report(RECORDS, tmp_path, "imbmargin benchmark --data 'a<b'")
+    write_report(RECORDS, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(list((tmp_path / "figures").glob("*.png"))) == 3
     assert len(re.findall('<img src="data:image/png;base64,', page)) == 3
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "a&lt;b, step" in page
+    assert "<code>imbmargin benchmark --data &#x27;a&lt;b&#x27;</code>" in page
     assert "a<b" not in page
     assert "SMOTE+MLP, seed 0 failed: ValueError: too few &lt;rows&gt;" in page
     assert '<td class="best">85.0' in page
@@ -112,7 +114,7 @@ def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
 
 
 def test_a_group_in_which_all_failed_is_reported(tmp_path):
-    write_report([make_failure("ERM")], tmp_path, "c")
+    write_report([make_failure("ERM")], tmp_path)
     assert "too few" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "too few" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
@@ -121,5 +123,5 @@ def test_a_group_in_which_all_failed_is_reported(tmp_path):
 def test_methods_without_epochs(tmp_path, key):
     records = [make_record("EasyEnsemble", 0, 0.6)]
     del records[0][key]
-    write_report(records, tmp_path, "c")
+    write_report(records, tmp_path)
     assert (tmp_path / "report.html").stat().st_size > 1000

@@ -34,9 +34,10 @@ def counted(monkeypatch):
 
 
 def test_a_job_that_is_there_is_not_run_again(tmp_path, counted):
-    run_jobs(JOBS[:1], tmp_path)
-    run_jobs(JOBS, tmp_path)
+    run_jobs(JOBS[:1], tmp_path, command="first")
+    records = run_jobs(JOBS, tmp_path, command="second")
     assert counted == JOBS
+    assert [record["command"] for record in records] == ["first", "second"]
 
 
 def test_a_failed_job_does_not_stop_the_others_and_is_tried_again(tmp_path, counted):
