@@ -6,9 +6,11 @@ from imbmargin.data.imbalance import (
     LongTailedSampler,
     StepSampler,
     long_tailed_counts,
+    long_tailed_indices,
     make_long_tailed,
     make_step,
     step_counts,
+    step_indices,
 )
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.losses import LOSSES
@@ -30,10 +32,12 @@ __all__ = [
     "effective_number",
     "group_accuracy",
     "long_tailed_counts",
+    "long_tailed_indices",
     "make_classifier",
     "make_long_tailed",
     "make_step",
     "per_class_error",
     "sample_margins",
     "step_counts",
+    "step_indices",
 ]

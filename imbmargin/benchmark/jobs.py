@@ -28,6 +28,7 @@ from imbmargin.data.datasets import (
     load_image_folder,
     load_table_file,
 )
+from imbmargin.data.images import find_test_folder
 from imbmargin.data.imbalance import long_tailed_indices, step_indices
 from imbmargin.metrics import balanced_accuracy, group_accuracy, per_class_error
 
@@ -132,7 +133,6 @@ class Job:
         return f"{self.data.name}--{self.method}--seed{self.seed}--{digest}.json"
 
 
-@lru_cache(maxsize=1)
 def load_data(data: DataSpec, seed: int) -> TrainTest:
     """Load the data of a job; jobs that follow one another share it.
 
@@ -141,6 +141,13 @@ def load_data(data: DataSpec, seed: int) -> TrainTest:
     ValueError, OSError, ImportError
         If they cannot be loaded, or the subset is not possible.
     """
+    # A folder with a test part, and the protocol's own choice of rows, are the same for all seeds.
+    fixed = data.is_folder and find_test_folder(Path(data.source)) is not None
+    return _load(data, 0 if fixed else seed)
+
+
+@lru_cache(maxsize=1)
+def _load(data: DataSpec, seed: int) -> TrainTest:
     options: dict[str, Any] = {"choose": data.choose(seed), "random_state": seed}
     if data.source in EMBEDDED:
         return load_embedded(data.source, **options)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["list_images", "read_images"]
+__all__ = ["find_test_folder", "list_images", "read_images"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 _GREY_MODES = {"1", "L"}
@@ -18,6 +18,12 @@ _DEEP_MODES = ("I", "F")
 _THREADS = 8
 
 Listing = tuple[NDArray[Any], NDArray[Any]]
+
+
+def find_test_folder(folder: Path) -> Path | None:
+    """Return the test part beside ``train``, if there is one."""
+    parts = [folder / "test", folder / "val"] if (folder / "train").is_dir() else []
+    return next((part for part in parts if part.is_dir()), None)
 
 
 def list_images(folder: Path) -> tuple[Listing, Listing | None]:
@@ -46,18 +52,17 @@ def list_images(folder: Path) -> tuple[Listing, Listing | None]:
         raise FileNotFoundError(f"there is no folder {folder}")
     if not (folder / "train").is_dir():
         return _list_classes(folder), None
-    train = _list_classes(folder / "train")
-    for name in ("test", "val"):
-        if (folder / name).is_dir():
-            test = _list_classes(folder / name)
-            unknown = np.setdiff1d(test[1], train[1]).tolist()
-            if unknown:
-                raise ValueError(
-                    f"{folder / name} has classes {unknown} that {folder / 'train'} lacks; "
-                    "the folders must have the same names"
-                )
-            return train, test
-    return train, None
+    train, test_folder = _list_classes(folder / "train"), find_test_folder(folder)
+    if test_folder is None:
+        return train, None
+    test = _list_classes(test_folder)
+    unknown = np.setdiff1d(test[1], train[1]).tolist()
+    if unknown:
+        raise ValueError(
+            f"{test_folder} has classes {unknown} that {folder / 'train'} lacks; the folders must "
+            "have the same names"
+        )
+    return train, test
 
 
 def _list_classes(folder: Path) -> Listing:

@@ -123,7 +123,7 @@ def long_tailed_indices(
 
     Examples
     --------
-    >>> from imbmargin.data.imbalance import long_tailed_indices
+    >>> from imbmargin import long_tailed_indices
     >>> y = ["cat"] * 100 + ["dog"] * 100
     >>> len(long_tailed_indices(y, imbalance_ratio=10, random_state=0))
     110
@@ -157,7 +157,7 @@ def step_indices(
     Examples
     --------
     >>> import numpy as np
-    >>> from imbmargin.data.imbalance import step_indices
+    >>> from imbmargin import step_indices
     >>> y = np.repeat([0, 1, 2, 3], 50)
     >>> np.bincount(y[step_indices(y, imbalance_ratio=10, random_state=0)])
     array([50, 50,  5,  5])

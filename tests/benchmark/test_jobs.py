@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
+from imbmargin.benchmark import jobs
 from imbmargin.benchmark.contenders import (
     CONTENDERS,
     DEFAULT_METHODS,
@@ -59,13 +61,24 @@ def test_a_failure_becomes_a_record():
 
 
 def test_every_method_of_a_seed_sees_the_same_rows_and_seeds_differ():
-    load_data.cache_clear()
+    jobs._load.cache_clear()
     first = load_data(IRIS, 0)
     other = load_data(IRIS, 1)
     again = load_data(IRIS, 0)
     np.testing.assert_array_equal(first.X_train, again.X_train)
     np.testing.assert_array_equal(first.X_test, again.X_test)
     assert not np.array_equal(first.X_test, other.X_test)
+
+
+def test_a_folder_with_a_test_part_is_decoded_once_for_all_seeds(tmp_path):
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("L", (8, 8), i).save(tmp_path / part / name / f"{i}.png")
+    data = DataSpec(str(tmp_path), imbalance="step", ratio=2)
+    assert load_data(data, 0) is load_data(data, 1)
+    assert load_data(data, 0).X_train.shape == (6, 1, 8, 8)
 
 
 def test_a_step_and_a_smaller_head():
