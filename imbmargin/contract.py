@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -173,8 +174,11 @@ class ContractClassifier(NeuralNetClassifier):
 
     def initialize(self) -> ContractClassifier:
         """Make all parts anew, as skorch does, from the seed of ``random_state``."""
-        self.seed_ = draw_seed(self.random_state)
+        self.seed_ = self._draw_seed()
         return super().initialize()
+
+    def _draw_seed(self) -> int:
+        return draw_seed(self.random_state)
 
     def initialize_history(self) -> ContractClassifier:
         """Start a new history; the old one is not emptied, a failed fit puts it back."""
@@ -244,26 +248,44 @@ class ContractClassifier(NeuralNetClassifier):
         fit_params: dict[str, Any],
     ) -> ContractClassifier:
         goes_on = self.initialized_ and (method == "partial_fit" or self.warm_start)
-        with self._restored_on_error():
+        with self._restored_on_error(goes_on):
             self.open_ended_ = method == "partial_fit"
             self._check_parameters()
             known = goes_on and self._layout is not None
             X, y, weight = self._check_training_data(X, y, sample_weight, classes, not known)
+            self._prepare_run(X, y, weight)
             if not goes_on:
                 self.initialize()
-        with isolated_random_state(self.seed_, 1, len(self.history), device=self.device):
-            super().partial_fit(X, y, sample_weight=weight, _routing_method=method, **fit_params)
+            with isolated_random_state(self.seed_, 1, len(self.history), device=self.device):
+                super().partial_fit(
+                    X, y, sample_weight=weight, _routing_method=method, **fit_params
+                )
         return self
 
+    def _prepare_run(self, X: Any, y: Any, sample_weight: Any) -> None:
+        """Do what must be done before the parts are made; the data have been checked."""
+
     @contextmanager
-    def _restored_on_error(self) -> Iterator[None]:
+    def _restored_on_error(self, goes_on: bool) -> Iterator[None]:
+        """Leave what was there before as it was; parts that go on training are copied for that."""
         before = self.__dict__.copy()
+        parts = copy.deepcopy(self._part_states()) if goes_on else {}
+        epochs = len(self.history) if goes_on else 0
         try:
             yield
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
+            for name, state in parts.items():
+                getattr(self, name).load_state_dict(state)
+            if goes_on:
+                del self.history[epochs:]
             raise
+
+    def _part_states(self) -> dict[str, Any]:
+        names = [f"{name}_" for name in (*self._modules, *self._criteria, *self._optimizers)]
+        parts = {name: getattr(self, name) for name in names}
+        return {n: part.state_dict() for n, part in parts.items() if hasattr(part, "state_dict")}
 
     def fit_loop(
         self,
@@ -274,12 +296,16 @@ class ContractClassifier(NeuralNetClassifier):
         **fit_params: Any,
     ) -> ContractClassifier:
         """Run the epochs of skorch's loop over the data, with the weights of the rows."""
-        dataset = self.get_dataset(X, y)
-        if sample_weight is not None:
-            if not isinstance(dataset, ArrayDataset):
-                raise ValueError("sample_weight needs dataset=ArrayDataset, the default")
-            dataset = ArrayDataset(dataset.X, dataset.targets, sample_weight)
+        dataset = self._make_dataset(X, y, sample_weight)
         return super().fit_loop(dataset, None, epochs, **fit_params)
+
+    def _make_dataset(self, X: Any, y: Any, sample_weight: Any) -> Any:
+        dataset = self.get_dataset(X, y)
+        if sample_weight is None:
+            return dataset
+        if not isinstance(dataset, ArrayDataset):
+            raise ValueError("sample_weight needs dataset=ArrayDataset, the default")
+        return ArrayDataset(dataset.X, dataset.targets, sample_weight)
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call the callbacks; they see batches of (input, target), without sample weights."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from skorch.callbacks import EpochScoring, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
-from skorch.utils import TeeGenerator, to_tensor
+from skorch.utils import to_tensor
 from torch.utils.data import DataLoader, Subset
 
 from imbmargin.callbacks import (
@@ -18,16 +18,17 @@ from imbmargin.callbacks import (
     LearningRateSchedule,
     resolve_epoch,
 )
-from imbmargin.contract import ContractClassifier
 from imbmargin.data.augment import make_augment
 from imbmargin.data.batches import ArrayBatches, ArrayDataset, is_array_dataset, targets_of
 from imbmargin.data.split import StratifiedSplit
+from imbmargin.loop import CheckpointedLoop
 from imbmargin.metrics import balanced_accuracy
 from imbmargin.modules import MODULES, channel_statistics
 from imbmargin.parts import (
     adapt_module,
     check_module,
     default_schedule,
+    fused_step,
     loss_arguments,
     module_arguments,
     optimizer_defaults,
@@ -52,7 +53,7 @@ def _balanced_accuracy_scorer(net: Any, X: Any, y: Any) -> float:
     return balanced_accuracy(y, net.predict(X))
 
 
-class MaxMarginClassifier(ContractClassifier):
+class MaxMarginClassifier(CheckpointedLoop):
     """Neural network classifier for imbalanced data, with maximum-margin loss and deferral.
 
     A method is five independent choices: the loss, the class weights, the sampling, from which
@@ -111,6 +112,11 @@ callable or None, default=None
     precision : {"float32", "bfloat16", "float16", "auto"}, default="float32"
         Type of the network's arithmetic (autocast); losses are computed in float32. "float16"
         needs CUDA. "auto": bfloat16 on CUDA devices that have it, else float32.
+    checkpoint_dir : str or Path, default=None
+        Folder in which ``fit`` keeps the state of the run after every epoch. The same fit, in this
+        or another process, goes on from there to the same result, bit for bit on the CPU; once it
+        is done, it is read and not trained again. One folder for each run. Ctrl-C and SIGTERM
+        then act after the batch that is running.
     device : str, default="auto"
         "auto": CUDA where there is one, else the CPU.
     train_split : float, callable or None, default=None
@@ -204,6 +210,7 @@ callable or None, default=None
         max_epochs: int = 200,
         batch_size: int = 128,
         precision: str = "float32",
+        checkpoint_dir: Any = None,
         device: Any = "auto",
         train_split: Any = None,
         warm_start: bool = False,
@@ -254,6 +261,7 @@ callable or None, default=None
         self.image_shape = image_shape
         self.lr_schedule = lr_schedule
         self.precision = precision
+        self.checkpoint_dir = checkpoint_dir
         self.random_state = random_state
 
     def get_params_for(self, prefix: str) -> dict[str, Any]:
@@ -277,9 +285,11 @@ callable or None, default=None
         args, given = super().get_params_for_optimizer(prefix, named_parameters)
         if given["lr"] == "auto":
             del given["lr"]
-        if self.optimizer == "auto":
-            given = {**optimizer_defaults(self._layout)[1], **given}
-        return args, given
+        optimizer = self.optimizer
+        if optimizer == "auto":
+            optimizer, defaults = optimizer_defaults(self._layout)
+            given = {**defaults, **given}
+        return args, {**fused_step(optimizer, given, self.module_), **given}
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
@@ -401,7 +411,7 @@ callable or None, default=None
             # Where DeferredResampling finds it.
             dataset.class_sampler = kwargs["sampler"]
         if factory == "auto" and is_array_dataset(dataset) and kwargs.keys() <= _ARRAY_ARGUMENTS:
-            return ArrayBatches(dataset, **kwargs)
+            return ArrayBatches(dataset, device=self.device, **kwargs)
         return DataLoader(dataset, **kwargs)
 
     def _check_parameters(self) -> None:
@@ -415,6 +425,11 @@ callable or None, default=None
         if self.callbacks not in (None, "disable") and not isinstance(self.callbacks, list):
             raise ValueError(
                 f"callbacks must be a list of skorch callbacks or None, got {self.callbacks!r}"
+            )
+        if self.checkpoint_dir is not None and (self.open_ended_ or self.warm_start):
+            raise ValueError(
+                f"checkpoint_dir={str(self.checkpoint_dir)!r} is for fit with warm_start=False, "
+                "which begins anew; without it, partial_fit and warm_start go on from memory"
             )
         for name in ("drw_epoch", "drs_epoch"):
             resolve_epoch(getattr(self, name), self.max_epochs, name, self.open_ended_)
@@ -434,24 +449,6 @@ callable or None, default=None
             return batch
         x, y = batch
         return self.augment_(self._to_module(x)), y
-
-    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Take one optimization step; in float16 the gradients are scaled."""
-        if self.grad_scaler_ is None:
-            return super().train_step(batch, **fit_params)
-        scaler = self.grad_scaler_
-        self._set_training(True)
-        self.optimizer_.zero_grad()
-        x, y = self._augmented(batch)
-        y_pred = self.infer(x, **fit_params)
-        loss = self.get_loss(y_pred, y, X=x, training=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(self.optimizer_)
-        named = TeeGenerator(self.get_all_learnable_params())
-        self.notify("on_grad_computed", named_parameters=named, batch=batch, training=True)
-        scaler.step(self.optimizer_)
-        scaler.update()
-        return {"loss": loss, "y_pred": y_pred}
 
     def infer(self, x: Any, **fit_params: Any) -> Any:
         """Run the network on a batch, in its shape, device and precision."""

@@ -20,6 +20,7 @@ __all__ = [
     "adapt_module",
     "check_module",
     "default_schedule",
+    "fused_step",
     "loss_arguments",
     "module_arguments",
     "optimizer_defaults",
@@ -227,3 +228,18 @@ def default_schedule(layout: Layout | None) -> str | None:
     few batches the weights could then no longer change anything.
     """
     return "step" if layout is not None and layout.image_shape is not None else None
+
+
+def fused_step(optimizer: Any, given: dict[str, Any], module: nn.Module) -> dict[str, bool]:
+    """Return the argument that makes a step one operation for all parameters, where there is one.
+
+    torch's default is a Python loop over the parameters (on the CPU), which on tables costs as much
+    as the network.
+    """
+    chosen = given.keys() & {"fused", "foreach", "differentiable"}
+    if chosen or optimizer not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        return {}
+    sparse = any(getattr(layer, "sparse", False) for layer in module.modules())
+    known = {"cpu", "cuda"}
+    fits = all(p.is_floating_point() and p.device.type in known for p in module.parameters())
+    return {"fused": True} if fits and not sparse else {}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["draw_seed", "isolated_random_state"]
+__all__ = ["draw_seed", "get_random_states", "isolated_random_state", "set_random_states"]
 
 
 def draw_seed(random_state: Any) -> int:
@@ -51,14 +51,40 @@ def isolated_random_state(seed: int, *stage: int, device: str = "cpu") -> Iterat
         A CUDA device whose generator is forked too.
     """
     stream = int(np.random.SeedSequence(seed, spawn_key=stage).generate_state(1)[0])
-    states = random.getstate(), np.random.get_state()
-    cuda = torch.device(device).type == "cuda"
-    with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
-        try:
-            random.seed(stream)
-            np.random.seed(stream)
-            torch.manual_seed(stream)
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    states = get_random_states(device)
+    try:
+        random.seed(stream)
+        np.random.seed(stream)
+        # torch.manual_seed would seed every device, also those that are not given back.
+        torch.default_generator.manual_seed(stream)
+        if _is_cuda(device):
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(stream)
+        yield
+    finally:
+        set_random_states(states, device)
+
+
+def get_random_states(device: Any = "cpu") -> dict[str, Any]:
+    """Return the states of the global generators of Python, NumPy and torch, and of the device."""
+    states = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if _is_cuda(device):
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(states: dict[str, Any], device: Any = "cpu") -> None:
+    """Set the states that `get_random_states` returned."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if _is_cuda(device) and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _is_cuda(device: Any) -> bool:
+    return torch.device(device or "cpu").type == "cuda"

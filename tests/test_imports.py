@@ -15,8 +15,9 @@ ROOT = Path(imbmargin.__file__).parent
 LAYERS = [
     {"_version", "_figure", "weights", "metrics", "data.imbalance", "data.selection", "randomness"},
     {"losses", "modules", "data", "samplers"},
-    {"parts", "callbacks"},
-    {"contract"},
+    {"parts", "callbacks", "checkpoint"},
+    {"contract", "resume"},
+    {"loop"},
     {"estimator"},
     {"methods"},
     {"benchmark"},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +16,10 @@ from torch.utils.data import Dataset, Subset
 __all__ = ["ArrayBatches", "ArrayDataset", "targets_of"]
 
 Batch = tuple[Any, Any]
+
+
+# What torch can index as NumPy stores it.
+_SHARED_DTYPES = {np.dtype(name) for name in ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")}
 
 
 class ArrayDataset(Dataset):
@@ -32,9 +38,10 @@ class ArrayDataset(Dataset):
     Examples
     --------
     >>> import numpy as np
+    >>> import torch
     >>> from imbmargin.data.batches import ArrayDataset
     >>> data = ArrayDataset(np.eye(3), [0, 1, 1])
-    >>> x, target = data.fetch(np.array([2, 0]))
+    >>> x, target = data.fetch(torch.tensor([2, 0]))
     >>> x.dtype, target
     (torch.float32, tensor([1, 0]))
     """
@@ -49,17 +56,28 @@ class ArrayDataset(Dataset):
             if sample_weight is None
             else torch.as_tensor(np.asarray(sample_weight), dtype=torch.float32)
         )
+        self._shared = _share(X)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A view would be stored as a second copy of X.
+        return {**self.__dict__, "_shared": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shared = _share(self.X)
 
     def __len__(self) -> int:
         return int(self.X.shape[0])
 
-    def fetch(self, index: np.ndarray | slice) -> Batch:
-        """Return the batch of the given rows: an int array of row numbers, or a slice."""
-        rows = self.X[index]
-        if sp.issparse(rows):
-            rows = rows.toarray()
-        if isinstance(rows, np.ndarray):
-            rows = torch.from_numpy(_in_memory(rows))
+    def fetch(self, index: torch.Tensor | slice) -> Batch:
+        """Return a copy of the given rows: an int64 tensor of row numbers, or a slice."""
+        if self._shared is None:
+            rows = _fetch_with_numpy(self.X, index)
+        elif isinstance(index, slice):
+            # Not a view: a module that changes its input would write into the caller's data.
+            rows = self._shared[index].clone()
+        else:
+            rows = self._shared.index_select(0, index)
         if rows.dtype == torch.float64:
             rows = rows.float()
         target = self.targets[index]
@@ -67,15 +85,58 @@ class ArrayDataset(Dataset):
             return rows, target
         return rows, (target, self.sample_weight[index])
 
+    def resident_on(self, device: torch.device) -> ArrayDataset:
+        """Return a copy whose rows lie on a CUDA device, or self if they do not fit there.
+
+        Half of the device's free memory stays free for the training itself.
+        """
+        if self._shared is None or not _fits(self._shared, device):
+            return self
+        moved = copy(self)
+        moved._shared = self._shared.to(device)
+        moved.targets = self.targets.to(device)
+        if self.sample_weight is not None:
+            moved.sample_weight = self.sample_weight.to(device)
+        return moved
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches come from."""
+        return self.targets.device
+
     def __getitem__(self, index: int) -> Batch:
-        x, y = self.fetch(np.array([index]))
+        x, y = self.fetch(torch.tensor([index]))
         return x[0], (y[0] if isinstance(y, torch.Tensor) else (y[0][0], y[1][0]))
 
 
-def _in_memory(rows: np.ndarray) -> np.ndarray:
-    """Give torch an array that it can own: copied where it is read-only or runs backwards."""
-    usable = rows.flags.writeable and min(rows.strides, default=0) >= 0
-    return np.asarray(rows) if usable else np.array(rows)
+def _share(X: Any) -> torch.Tensor | None:
+    """Return a tensor over the memory of X, or None where torch cannot have one."""
+    if isinstance(X, torch.Tensor):
+        return X
+    if not isinstance(X, np.ndarray) or X.dtype not in _SHARED_DTYPES:
+        return None
+    if min(X.strides, default=0) < 0:
+        return None
+    with warnings.catch_warnings():
+        # A read-only array (a memory map, or one that joblib shares) is only read here.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(X)
+
+
+def _fetch_with_numpy(X: Any, index: torch.Tensor | slice) -> torch.Tensor:
+    rows = X[index if isinstance(index, slice) else index.numpy()]
+    if sp.issparse(rows):
+        rows = rows.toarray()
+    if rows.dtype not in _SHARED_DTYPES:
+        rows = rows.astype(np.float32)
+    return torch.from_numpy(np.array(rows))
+
+
+def _fits(tensor: torch.Tensor, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return 2 * tensor.numel() * tensor.element_size() <= free
 
 
 class ArrayBatches:
@@ -93,6 +154,9 @@ class ArrayBatches:
         batch before it, since batch normalisation is not defined on a single row.
     sampler : ClassSampler, optional
         Draws the rows of a training epoch. Without it they come in order.
+    device : str or torch.device, default="cpu"
+        Where the batches are needed. On a CUDA device training data lie as a whole, if they fit;
+        other batches are copied from pinned memory while the device computes.
 
     Examples
     --------
@@ -103,7 +167,9 @@ class ArrayBatches:
     [4, 4, 2]
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int = 128, sampler: Any = None) -> None:
+    def __init__(
+        self, dataset: Dataset, batch_size: int = 128, sampler: Any = None, device: Any = "cpu"
+    ) -> None:
         if batch_size < 1:
             raise ValueError(
                 f"batch_size must be at least 1 (or -1 for all rows), got {batch_size}"
@@ -111,6 +177,10 @@ class ArrayBatches:
         self.dataset, self.rows = as_arrays(dataset)
         self.batch_size = batch_size
         self.sampler = sampler
+        self.device = torch.device(device)
+        if sampler is not None:
+            # Only what is read again in every epoch is worth moving as a whole.
+            self.dataset = self.dataset.resident_on(self.device)
 
     def __len__(self) -> int:
         return len(self._bounds()) - 1
@@ -123,21 +193,28 @@ class ArrayBatches:
         return bounds
 
     def __iter__(self) -> Iterator[Batch]:
-        order = None if self.sampler is None else self.sampler.draw().numpy()
-        if order is not None and self.rows is not None:
-            order = self.rows[order]
-        elif order is None:
-            order = self.rows
-        bounds = self._bounds()
-        for start, stop in pairwise(bounds):
-            yield self.dataset.fetch(slice(start, stop) if order is None else order[start:stop])
+        order = self.rows
+        if self.sampler is not None:
+            order = self.sampler.draw()
+            order = order if self.rows is None else self.rows[order]
+            order = order.to(self.dataset.device)
+        for start, stop in pairwise(self._bounds()):
+            part = slice(start, stop)
+            yield self._move(self.dataset.fetch(part if order is None else order[part]))
+
+    def _move(self, batch: Any) -> Any:
+        if self.device.type != "cuda" or self.dataset.device.type == "cuda":
+            return batch
+        if isinstance(batch, tuple):
+            return tuple(self._move(part) for part in batch)
+        return batch.pin_memory().to(self.device, non_blocking=True)
 
 
-def as_arrays(dataset: Dataset) -> tuple[ArrayDataset, np.ndarray | None]:
+def as_arrays(dataset: Dataset) -> tuple[ArrayDataset, torch.Tensor | None]:
     """Unwrap (nested) Subsets of an ArrayDataset into the dataset and its row numbers."""
-    rows: np.ndarray | None = None
+    rows: torch.Tensor | None = None
     while isinstance(dataset, Subset):
-        indices = np.asarray(dataset.indices)
+        indices = torch.as_tensor(np.asarray(dataset.indices), dtype=torch.int64)
         rows = indices if rows is None else indices[rows]
         dataset = dataset.dataset
     if not isinstance(dataset, ArrayDataset):

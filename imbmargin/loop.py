@@ -1,0 +1,269 @@
+"""The epochs of a fit: skorch's loop without its cost per batch, and with checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EpochScoring
+from skorch.dataset import get_len
+from skorch.utils import TeeGenerator
+
+from imbmargin.checkpoint import CheckpointFolder
+from imbmargin.contract import ContractClassifier
+from imbmargin.resume import (
+    StopRequest,
+    collect_state,
+    describe_run,
+    differences,
+    restore_state,
+)
+
+__all__ = ["CheckpointedLoop", "DivergenceError"]
+
+
+class DivergenceError(FloatingPointError):
+    """The training loss is no longer a number."""
+
+
+class _Stopped(BaseException):
+    """A signal asked training to stop; skorch would take a KeyboardInterrupt for its end."""
+
+
+class CheckpointedLoop(ContractClassifier):
+    """skorch's training loop, made fast, safe from interruptions, and stopped by divergence.
+
+    skorch calls every callback and writes its history for every batch, and waits for the device to
+    do so. Here that happens only if a callback looks at batches; else the losses of an epoch are
+    written at its end, in the same form.
+
+    A subclass brings the constructor (with ``checkpoint_dir``) and the parts.
+    """
+
+    checkpoint_dir: Any
+    precision: str
+    grad_scaler_: Any
+    _stop: StopRequest | None = None
+    _checkpoint: dict[str, Any] | None = None
+    _run: dict[str, Any] | None = None
+    _texts: list[str]
+
+    def run_single_epoch(
+        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+    ) -> None:
+        """Run the batches of one epoch; a loss that is no number ends the training.
+
+        Raises
+        ------
+        DivergenceError
+            If the training loss of a batch is NaN or infinite.
+        """
+        if iterator is None:
+            return
+        batches = self._until_stopped(iterator)
+        if self._is_watched(training):
+            super().run_single_epoch(batches, training, prefix, step_fn, **fit_params)
+        else:
+            self._run_unwatched(batches, training, prefix, step_fn, **fit_params)
+        if training:
+            self._check_losses(prefix)
+
+    def _run_unwatched(
+        self, batches: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+    ) -> None:
+        losses, sizes = [], []
+        for batch in batches:
+            losses.append(step_fn(batch, **fit_params)["loss"].detach())
+            x = batch[0] if isinstance(batch, (tuple, list)) else batch
+            sizes.append(len(x) if isinstance(x, torch.Tensor) else get_len(x))
+        # One transfer, where `item` for each batch would make the device wait for Python.
+        values = torch.stack(losses).double().tolist() if losses else []
+        rows = self.history[-1]["batches"]
+        for value, size in zip(values, sizes, strict=True):
+            rows.append({f"{prefix}_loss": value, f"{prefix}_batch_size": size})
+        self.history.record(f"{prefix}_batch_count", len(values))
+
+    def _is_watched(self, training: bool) -> bool:
+        """Tell whether anything but the loop itself acts on single batches."""
+        if _overrides(self, NeuralNet, "on_batch_begin", "on_batch_end"):
+            return True
+        return any(
+            _overrides(callback, Callback, "on_batch_begin", "on_batch_end")
+            # It looks at the batches of one kind only.
+            and not (isinstance(callback, EpochScoring) and callback.on_train != training)
+            for _, callback in self.callbacks_
+        )
+
+    def _check_losses(self, prefix: str) -> None:
+        losses = [row[f"{prefix}_loss"] for row in self.history[-1]["batches"]]
+        wrong = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if wrong is None:
+            return
+        optimizer = getattr(self, f"{self._optimizers[0]}_")
+        rates = {group["lr"] for group in optimizer.param_groups}
+        kept = f" The last checkpoint in {self.checkpoint_dir} is kept." if self._run else ""
+        raise DivergenceError(
+            f"the training loss became {losses[wrong]} in batch {wrong + 1} of {len(losses)} of "
+            f"epoch {len(self.history)}. The likely cause is a learning rate that is too high "
+            f"(lr={', '.join(f'{rate:g}' for rate in rates)}, "
+            f"precision={self.precision!r}): lower lr, or add "
+            f"skorch.callbacks.GradientNormClipping to callbacks.{kept}"
+        )
+
+    def _set_training(self, training: bool = True) -> None:
+        # Walking through all layers for every batch is for nothing.
+        roots = [getattr(self, f"{name}_") for name in (*self._modules, *self._criteria)]
+        if any(getattr(root, "training", not training) != training for root in roots):
+            super()._set_training(training)
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take one optimization step; in float16 the gradients are scaled."""
+        if self.grad_scaler_ is not None:
+            return self._scaled_step(batch, **fit_params)
+        if self._needs_closure() or self._watches_gradients():
+            return super().train_step(batch, **fit_params)
+        self._zero_grad_optimizer()
+        step = self.train_step_single(batch, **fit_params)
+        self._step_optimizer(None)
+        return step
+
+    def _watches_gradients(self) -> bool:
+        watchers = (callback for _, callback in self.callbacks_)
+        return _overrides(self, NeuralNet, "on_grad_computed") or any(
+            _overrides(callback, Callback, "on_grad_computed") for callback in watchers
+        )
+
+    def _needs_closure(self) -> bool:
+        """Tell whether an optimizer may compute the loss several times in a step."""
+        optimizers = (getattr(self, f"{name}_") for name in self._optimizers)
+        return any(
+            isinstance(optimizer, torch.optim.LBFGS)
+            or not type(optimizer).__module__.startswith("torch.optim.")
+            for optimizer in optimizers
+        )
+
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Run forward and backward; in float16 from the scaled loss."""
+        if self.grad_scaler_ is None:
+            return super().train_step_single(batch, **fit_params)
+        self._set_training(True)
+        x, y = batch
+        y_pred = self.infer(x, **fit_params)
+        loss = self.get_loss(y_pred, y, X=x, training=True)
+        self.grad_scaler_.scale(loss).backward()
+        return {"loss": loss, "y_pred": y_pred}
+
+    def _scaled_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        optimizer = getattr(self, f"{self._optimizers[0]}_")
+        optimizer.zero_grad()
+        step = self.train_step_single(batch, **fit_params)
+        self.grad_scaler_.unscale_(optimizer)
+        if self._watches_gradients():
+            named = TeeGenerator(self.get_all_learnable_params())
+            self.notify("on_grad_computed", named_parameters=named, batch=batch, training=True)
+        self.grad_scaler_.step(optimizer)
+        self.grad_scaler_.update()
+        return step
+
+    def _until_stopped(self, iterator: Any) -> Iterator[Any]:
+        """Yield the batches; after one, do as a signal that came during it asks."""
+        for batch in iterator:
+            yield batch
+            if self._stop is not None and self._stop.signal_number is not None:
+                raise _Stopped
+
+    def _prepare_run(self, X: Any, y: Any, sample_weight: Any) -> None:
+        """Read the last checkpoint of this run.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds another run.
+        """
+        if self.checkpoint_dir is None:
+            return
+        self._texts = []
+        self._run = describe_run(self, self._make_dataset(X, y, sample_weight))
+        found = CheckpointFolder(self.checkpoint_dir).read()
+        changed = [] if found is None else differences(found["run"], self._run)
+        if changed:
+            raise ValueError(
+                f"checkpoint_dir={str(self.checkpoint_dir)!r} holds a run with another "
+                f"configuration or data ({'; '.join(changed)}); pass another folder, or empty this "
+                "one to start anew"
+            )
+        self._checkpoint = found
+
+    def _draw_seed(self) -> int:
+        return super()._draw_seed() if self._checkpoint is None else int(self._checkpoint["seed"])
+
+    def fit_loop(
+        self,
+        X: Any,
+        y: Any = None,
+        epochs: int | None = None,
+        sample_weight: Any = None,
+        **fit_params: Any,
+    ) -> CheckpointedLoop:
+        """Run the epochs; those that a checkpoint holds are not run again."""
+        if self._checkpoint is not None:
+            done = len(self._checkpoint["state"]["history"])
+            epochs = 0 if self._checkpoint["finished"] else self.max_epochs - done
+        try:
+            super().fit_loop(X, y, epochs, sample_weight, **fit_params)
+        except KeyboardInterrupt:
+            # skorch takes it for the end of training, as a callback may mean it; a second signal,
+            # which breaks off a batch, is none.
+            if self._stop is not None and self._stop.signal_number is not None:
+                raise _Stopped from None
+            raise
+        # Where no epoch was left, nobody has done so.
+        self._resume()
+        return self
+
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Call the callbacks, and keep the checkpoints at the borders of epochs."""
+        if method_name == "on_epoch_begin":
+            self._resume()
+        super().notify(method_name, **cb_kwargs)
+        if method_name in ("on_epoch_end", "on_train_end") and self._run is not None:
+            self._write_checkpoint(finished=method_name == "on_train_end")
+
+    def _resume(self) -> None:
+        if self._checkpoint is not None:
+            restore_state(self, self._checkpoint["state"])
+            self._texts = list(self._checkpoint["state"]["history"])
+            self._checkpoint = None
+
+    def _write_checkpoint(self, finished: bool) -> None:
+        content = {
+            "run": self._run,
+            "seed": self.seed_,
+            "finished": finished,
+            "state": collect_state(self, self._texts),
+        }
+        CheckpointFolder(self.checkpoint_dir).write(len(self.history), content)
+
+    def _train(self, *args: Any, **kwargs: Any) -> CheckpointedLoop:
+        if self.checkpoint_dir is None:
+            super()._train(*args, **kwargs)
+            return self
+        with StopRequest() as stop:
+            self._stop = stop
+            try:
+                super()._train(*args, **kwargs)
+            except _Stopped:
+                stop.deliver()
+                raise KeyboardInterrupt("training was stopped by a signal") from None
+            finally:
+                self._stop = self._run = self._checkpoint = None
+            # It came after the last batch: all is done and written.
+            stop.deliver()
+        return self
+
+
+def _overrides(thing: Any, base: type, *names: str) -> bool:
+    return any(getattr(type(thing), name) is not getattr(base, name) for name in names)

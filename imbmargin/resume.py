@@ -1,0 +1,235 @@
+"""What a run is and where it stands: its description, its state, and requests to stop it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import threading
+import zlib
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from skorch.history import History
+
+from imbmargin.checkpoint import is_plain
+from imbmargin.data.batches import ArrayDataset, targets_of
+from imbmargin.randomness import get_random_states, set_random_states
+
+__all__ = ["StopRequest", "collect_state", "describe_run", "differences", "restore_state"]
+
+# They may change between the two halves of a run without changing its result.
+_FREE = {"checkpoint_dir", "device", "verbose", "random_state", "callbacks", "torch_load_kwargs"}
+_SAMPLED_ROWS = 1024
+
+
+def describe_run(net: Any, dataset: Any) -> dict[str, dict[str, Any]]:
+    """Describe the configuration and the data of a run, so that another one can be told from it.
+
+    Parameters
+    ----------
+    net : MaxMarginClassifier
+        The estimator.
+    dataset : Dataset
+        Its whole data, before the validation part is taken off. Of the inputs of arrays 1024 rows
+        are looked at, of other datasets the targets only.
+
+    Returns
+    -------
+    description : dict of dict
+        "configuration" and "data", plain values.
+    """
+    parameters = {
+        name: _name_value(value)
+        for name, value in net.get_params(deep=False).items()
+        if name.partition("__")[0] not in _FREE
+    }
+    callbacks = net.callbacks if isinstance(net.callbacks, (list, tuple)) else []
+    parameters["callbacks"] = [_name_value(callback) for callback in callbacks]
+    if net.random_state is None or isinstance(net.random_state, (int, np.integer)):
+        parameters["random_state"] = _name_value(net.random_state)
+    targets = targets_of(dataset)
+    data = {"rows": len(targets), "targets": _checksum(targets)}
+    if isinstance(dataset, ArrayDataset):
+        rows = np.linspace(0, len(targets) - 1, min(len(targets), _SAMPLED_ROWS)).astype(np.int64)
+        inputs = dataset.fetch(torch.from_numpy(rows))[0]
+        data |= {"sample shape": list(inputs.shape[1:]), "inputs": _checksum(inputs.numpy())}
+        if dataset.sample_weight is not None:
+            data["sample_weight"] = _checksum(dataset.sample_weight.numpy())
+    return {"configuration": parameters, "data": data}
+
+
+def _name_value(value: Any) -> Any:
+    """Turn a parameter into text or numbers that are the same in another process."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _name_value(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_name_value(part) for part in value]
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return f"array {_checksum(np.asarray(value))}"
+    if isinstance(value, torch.nn.Module):
+        digest = hashlib.sha256()
+        for name, tensor in value.state_dict().items():
+            if not torch.nn.parameter.is_lazy(tensor):
+                digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return f"{type(value).__name__} {digest.hexdigest()[:12]}"
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _checksum(array: np.ndarray) -> str:
+    if array.dtype == object:
+        array = np.array(array.tolist())
+    return f"{zlib.crc32(np.ascontiguousarray(array).tobytes()):08x}"
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """Say in words where two descriptions of runs differ."""
+    found = []
+    for part, words in (("configuration", "{} was {!r}, now {!r}"), ("data", "{} {!r}, now {!r}")):
+        for key in sorted({*old[part], *new[part]}):
+            values = old[part].get(key), new[part].get(key)
+            if values[0] != values[1]:
+                label = key if part == "configuration" else f"data: {key} were"
+                found.append(words.format(label, *values))
+    return found
+
+
+def collect_state(net: Any, texts: list[str]) -> dict[str, Any]:
+    """Collect all that the next epoch depends on.
+
+    Parameters
+    ----------
+    net : MaxMarginClassifier
+        An estimator at the end of an epoch.
+    texts : list of str
+        JSON of the rows of its history that have been written already; the new ones are added, so
+        that each is written once.
+
+    Returns
+    -------
+    state : dict
+        Plain values and tensors.
+    """
+    texts += [json.dumps(row, default=_plain) for row in list(net.history)[len(texts) :]]
+    state = {
+        "parts": {name: getattr(net, f"{name}_").state_dict() for name in _part_names(net)},
+        "history": texts,
+        "callbacks": {name: _callback_state(callback) for name, callback in net.callbacks_},
+        "random": get_random_states(net.device),
+    }
+    if net.grad_scaler_ is not None:
+        state["grad_scaler"] = net.grad_scaler_.state_dict()
+    return state
+
+
+def restore_state(net: Any, state: dict[str, Any]) -> None:
+    """Put an initialized estimator into a state, so that its next epoch is the one that followed.
+
+    Parameters
+    ----------
+    net : MaxMarginClassifier
+        An estimator whose training has been set up.
+    state : dict
+        From `collect_state`.
+    """
+    for name in _part_names(net):
+        getattr(net, f"{name}_").load_state_dict(state["parts"][name])
+    net.history_ = History(json.loads(text) for text in state["history"])
+    for name, callback in net.callbacks_:
+        for key, value in state["callbacks"].get(name, {}).items():
+            if isinstance(value, dict) and value.keys() == {"state_dict"}:
+                getattr(callback, key).load_state_dict(value["state_dict"])
+            else:
+                setattr(callback, key, value)
+    if net.grad_scaler_ is not None:
+        net.grad_scaler_.load_state_dict(state["grad_scaler"])
+    set_random_states(state["random"], net.device)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
+        return value.tolist()
+    raise TypeError(
+        f"a checkpoint cannot hold the {type(value).__name__} {value!r} that a callback recorded "
+        "in the history; record numbers or text"
+    )
+
+
+def _part_names(net: Any) -> list[str]:
+    parts = [*net._modules, *net._criteria, *net._optimizers]
+    return [name for name in parts if hasattr(getattr(net, f"{name}_"), "state_dict")]
+
+
+def _callback_state(callback: Any) -> dict[str, Any]:
+    """Return the plain attributes that end in an underscore, as skorch names what changes."""
+    state = {}
+    for key, value in vars(callback).items():
+        if not key.endswith("_"):
+            continue
+        if hasattr(value, "state_dict"):
+            value = {"state_dict": value.state_dict()}
+        if is_plain(value):
+            state[key] = value
+    return state
+
+
+class StopRequest:
+    """Take note of Ctrl-C and SIGTERM inside the block, instead of breaking off a batch.
+
+    A second signal acts at once. Outside the main thread signals cannot be caught, and nothing
+    changes.
+
+    Attributes
+    ----------
+    signal_number : int or None
+        The signal that has come.
+
+    Examples
+    --------
+    >>> import signal
+    >>> from imbmargin.resume import StopRequest
+    >>> with StopRequest() as stop:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     stop.signal_number == signal.SIGTERM
+    True
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def deliver(self) -> None:
+        """Do what the signal would have done, now that the work is in order."""
+        self._restore()
+        number = self.signal_number
+        if number == signal.SIGTERM and signal.getsignal(number) is signal.SIG_DFL:
+            # Unlike the default action, this lets `finally` blocks and exit handlers run.
+            raise SystemExit(128 + number)
+        if number is not None:
+            signal.raise_signal(number)
