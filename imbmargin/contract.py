@@ -26,6 +26,12 @@ from imbmargin.randomness import draw_seed, isolated_random_state
 __all__ = ["ContractClassifier", "NotFittedError"]
 
 
+def _is_simple(name: str) -> bool:
+    """Tell whether a parameter is only looked up when it is used."""
+    part = name.partition("__")[0]
+    return name == "optimizer" or part in ("dataset", "iterator_train", "iterator_valid")
+
+
 class NotFittedError(NotInitializedError, SklearnNotFittedError):
     """The estimator is not fitted: skorch's and scikit-learn's error in one."""
 
@@ -85,7 +91,14 @@ class ContractClassifier(NeuralNetClassifier):
         if not self.initialized_ and "callbacks" in kwargs:
             # skorch would make them at once.
             self.callbacks = kwargs.pop("callbacks")
-        return super().set_params(**kwargs)
+        # For these skorch has an internal error on a net that is initialized.
+        simple = {k: v for k, v in kwargs.items() if self.initialized_ and _is_simple(k)}
+        super().set_params(**{k: v for k, v in kwargs.items() if k not in simple})
+        for name, value in simple.items():
+            setattr(self, name, value)
+        if "optimizer" in simple:
+            self._initialize_optimizer()
+        return self
 
     @property
     def _layout(self) -> inputs.Layout | None:

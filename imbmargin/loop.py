@@ -196,6 +196,9 @@ class CheckpointedLoop(ContractClassifier):
                 "one to start anew"
             )
         self._checkpoint = found
+        if found is not None and found["finished"]:
+            # Nothing will be added to it.
+            self._run = None
 
     def _draw_seed(self) -> int:
         return super()._draw_seed() if self._checkpoint is None else int(self._checkpoint["seed"])

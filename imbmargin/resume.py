@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from skorch.callbacks import Callback, EpochTimer, PrintLog, ProgressBar
 from skorch.history import History
 
 from imbmargin.checkpoint import is_plain
@@ -48,7 +49,7 @@ def describe_run(net: Any, dataset: Any) -> dict[str, dict[str, Any]]:
         if name.partition("__")[0] not in _FREE
     }
     callbacks = net.callbacks if isinstance(net.callbacks, (list, tuple)) else []
-    parameters["callbacks"] = [_name_value(callback) for callback in callbacks]
+    parameters["callbacks"] = [_name_value(cb) for cb in callbacks if not _only_shows(cb)]
     if net.random_state is None or isinstance(net.random_state, (int, np.integer)):
         parameters["random_state"] = _name_value(net.random_state)
     targets = targets_of(dataset)
@@ -81,7 +82,19 @@ def _name_value(value: Any) -> Any:
                 digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         return f"{type(value).__name__} {digest.hexdigest()[:12]}"
     named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    name = f"{named.__module__}.{named.__qualname__}"
+    if isinstance(value, Callback):
+        return {name: _name_value(value.get_params(deep=False))}
+    return name
+
+
+def _only_shows(callback: Any) -> bool:
+    """Tell whether a callback is known to change nothing: it may come and go between sessions."""
+    if isinstance(callback, tuple):
+        callback = callback[1]
+    return isinstance(callback, (EpochTimer, PrintLog, ProgressBar)) or getattr(
+        callback, "only_shows", False
+    )
 
 
 def _checksum(array: np.ndarray) -> str:
@@ -174,7 +187,7 @@ def _callback_state(callback: Any) -> dict[str, Any]:
     for key, value in vars(callback).items():
         if not key.endswith("_"):
             continue
-        if hasattr(value, "state_dict"):
+        if hasattr(value, "state_dict") and not isinstance(value, type):
             value = {"state_dict": value.state_dict()}
         if is_plain(value):
             state[key] = value

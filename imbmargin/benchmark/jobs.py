@@ -160,7 +160,9 @@ def _load(data: DataSpec, seed: int) -> TrainTest:
     return load_table_file(data.source, data.target, **options)
 
 
-def run_job(job: Job, callbacks: list[Any] | None = None) -> dict[str, Any]:
+def run_job(
+    job: Job, callbacks: list[Any] | None = None, checkpoint_dir: Path | None = None
+) -> dict[str, Any]:
     """Train and test; return a record that JSON can hold. An error becomes part of it.
 
     Parameters
@@ -169,6 +171,8 @@ def run_job(job: Job, callbacks: list[Any] | None = None) -> dict[str, Any]:
         What to do.
     callbacks : list, default=None
         skorch callbacks for the methods, such as one that shows progress.
+    checkpoint_dir : Path, default=None
+        Where methods keep the state of their training after every epoch, and go on from.
 
     Returns
     -------
@@ -184,7 +188,7 @@ def run_job(job: Job, callbacks: list[Any] | None = None) -> dict[str, Any]:
     """
     record: dict[str, Any] = {"format": 1, "job": asdict(job), "environment": environment()}
     try:
-        return {**record, "status": "done", **_measure(job, callbacks)}
+        return {**record, "status": "done", **_measure(job, callbacks, checkpoint_dir)}
     except Exception as error:
         return {
             **record,
@@ -194,7 +198,9 @@ def run_job(job: Job, callbacks: list[Any] | None = None) -> dict[str, Any]:
         }
 
 
-def _measure(job: Job, callbacks: list[Any] | None) -> dict[str, Any]:
+def _measure(
+    job: Job, callbacks: list[Any] | None, checkpoint_dir: Path | None
+) -> dict[str, Any]:
     data = load_data(job.data, job.seed)
     classes, counts = np.unique(data.y_train, return_counts=True)
     model = make_contender(
@@ -205,12 +211,15 @@ def _measure(job: Job, callbacks: list[Any] | None) -> dict[str, Any]:
         random_state=job.seed,
         precision=job.precision,
         callbacks=callbacks,
+        checkpoint_dir=checkpoint_dir,
     )
     start = time.perf_counter()
     model.fit(data.X_train.reshape(len(data.X_train), -1), data.y_train)
     fitted = time.perf_counter()
     predicted = model.predict(data.X_test.reshape(len(data.X_test), -1))
-    seconds = {"fit": fitted - start, "predict": time.perf_counter() - fitted}
+    # Of a job that went on, the epochs before count too.
+    epochs = sum(row["dur"] for row in getattr(model, "history_", None) or [])
+    seconds = {"fit": max(fitted - start, epochs), "predict": time.perf_counter() - fitted}
     return {
         "images": data.image_shape is not None,
         "settings": training_settings(len(data.y_train), data.image_shape),

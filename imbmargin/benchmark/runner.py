@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ def run_jobs(
     jobs: Sequence[Job], out: Path, n_jobs: int = 1, command: str = ""
 ) -> list[dict[str, Any]]:
     """Run the jobs that have no result in the folder yet, and return the records of all.
+
+    A job that was broken off goes on from the last epoch that it completed.
 
     Parameters
     ----------
@@ -52,34 +55,49 @@ def run_jobs(
     out.mkdir(parents=True, exist_ok=True)
     found: dict[Job, Any] = {job: read_record(out / job.file_name) for job in jobs}
     pending = [job for job in jobs if (found[job] or {}).get("status") != "done"]
+    checkpoints = out / "checkpoints"
     with tqdm(total=len(jobs), initial=len(jobs) - len(pending), unit="job") as bar:
         bar.set_description("benchmark")
-        for job, record in _run(pending, n_jobs):
+        for job, record in _run(pending, n_jobs, checkpoints):
             found[job] = {**record, "command": command}
             _write_record(out / job.file_name, found[job])
+            if record["status"] == "done":
+                shutil.rmtree(_checkpoint_folder(job, checkpoints), ignore_errors=True)
             bar.update()
             bar.set_postfix_str(_describe(record))
+    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+        checkpoints.rmdir()
     return [record for record in found.values() if record is not None]
 
 
-def _run(jobs: Sequence[Job], n_jobs: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+def _run(
+    jobs: Sequence[Job], n_jobs: int, checkpoints: Path
+) -> Iterator[tuple[Job, dict[str, Any]]]:
     if n_jobs == 1:
         for job in jobs:
-            yield job, run_job(job, [_EpochBar(job)])
+            yield _run_one(job, checkpoints, [_EpochBar(job)])
         return
     # Each job gets its share of the cores: more threads would wait for one another.
     threads = max(1, cpu_count() // n_jobs)
     with parallel_config(backend="loky", inner_max_num_threads=threads):
         parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
-        yield from parallel(delayed(_run_one)(job) for job in jobs)
+        yield from parallel(delayed(_run_one)(job, checkpoints, None) for job in jobs)
 
 
-def _run_one(job: Job) -> tuple[Job, dict[str, Any]]:
-    return job, run_job(job)
+def _run_one(
+    job: Job, checkpoints: Path, callbacks: list[Any] | None
+) -> tuple[Job, dict[str, Any]]:
+    return job, run_job(job, callbacks, _checkpoint_folder(job, checkpoints))
+
+
+def _checkpoint_folder(job: Job, checkpoints: Path) -> Path:
+    return checkpoints / Path(job.file_name).stem
 
 
 class _EpochBar(Callback):
     """Show the epochs of a job that runs in this process."""
+
+    only_shows = True
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -88,8 +106,13 @@ class _EpochBar(Callback):
         text = f"{self.job.data.name} {self.job.method} seed {self.job.seed}"
         self.bar_ = tqdm(total=net.max_epochs, desc=text, unit="epoch", leave=False, position=1)
 
+    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
+        if self.bar_.n == 0:
+            # A job that goes on does not begin with the first.
+            self.bar_.initial = self.bar_.n = len(net.history) - 1
+
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        self.bar_.set_postfix_str(f"loss {net.history[-1]['train_loss']:.3f}")
+        self.bar_.set_postfix_str(f"loss {net.history[-1]['train_loss']:.3f}", refresh=False)
         self.bar_.update()
 
     def on_train_end(self, net: Any, **kwargs: Any) -> None:

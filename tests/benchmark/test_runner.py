@@ -15,7 +15,7 @@ def counted(monkeypatch):
     """Count the jobs that are really run."""
     ran = []
 
-    def run_job(job, callbacks=None):
+    def run_job(job, callbacks=None, checkpoint_dir=None):
         ran.append(job)
         if job.method == "MM":
             return {**record(job), "status": "failed", "error": "ValueError: no", "traceback": ""}
@@ -78,3 +78,25 @@ def test_jobs_in_parallel_give_the_same_as_one_by_one(tmp_path):
     names = [sorted(p.name for p in (tmp_path / f).iterdir()) for f in ("alone", "together")]
     assert names[0] == names[1] == sorted(job.file_name for job in JOBS)
     json.loads((tmp_path / "alone" / JOBS[0].file_name).read_text())
+
+
+def test_a_job_that_was_broken_off_goes_on(tmp_path, monkeypatch):
+    job = Job(IRIS, "MM-DRW", 0, epochs=6)
+    begun = []
+
+    def begin(bar, net, **kwargs):
+        begun.append(len(net.history))
+        if begun == [1, 2, 3, 4]:
+            raise SystemExit(143)
+
+    monkeypatch.setattr(runner._EpochBar, "on_epoch_begin", begin)
+    with pytest.raises(SystemExit):
+        run_jobs([job], tmp_path / "broken")
+    (folder,) = (tmp_path / "broken" / "checkpoints").iterdir()
+    assert len(list(folder.iterdir())) == 2
+    (resumed,) = run_jobs([job], tmp_path / "broken")
+    assert begun == [1, 2, 3, 4, 4, 5, 6]
+    assert not (tmp_path / "broken" / "checkpoints").exists()
+    (straight,) = run_jobs([job], tmp_path / "straight")
+    for key in ("scores", "per_class_error", "history"):
+        assert resumed[key] == straight[key]

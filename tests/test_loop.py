@@ -1,0 +1,172 @@
+"""The training loop: what callbacks and the history see, steps, and divergence."""
+
+import numpy as np
+import pytest
+import torch
+from joblib import Parallel, cpu_count, delayed
+from skorch.callbacks import Callback, GradientNormClipping
+from torch import nn
+
+from imbmargin import MaxMarginClassifier
+from imbmargin.loop import DivergenceError
+
+
+def fit(X, y, **kwargs):
+    return MaxMarginClassifier(**{"max_epochs": 4, "random_state": 0, **kwargs}).fit(X, y)
+
+
+class Watcher(Callback):
+    """Note every batch, and the loss that the history has of it."""
+
+    def initialize(self):
+        self.seen = []
+        return self
+
+    def on_batch_end(self, net, batch=None, training=False, loss=None, y_pred=None, **kwargs):
+        row = net.history[-1]["batches"][-1]
+        name = "train_loss" if training else "valid_loss"
+        self.seen.append((len(batch[0]), training, row[name], float(loss.detach()), len(y_pred)))
+
+
+class GradientWatcher(Callback):
+    def initialize(self):
+        self.calls = 0
+        return self
+
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        self.calls += all(p.grad is not None for _, p in named_parameters)
+
+
+def columns(history):
+    """All that does not depend on the clock."""
+    return [{key: value for key, value in row.items() if key != "dur"} for row in history]
+
+
+@pytest.mark.parametrize("split", [None, 0.2])
+def test_the_history_is_the_same_whether_batches_are_watched_or_not(table, split):
+    plain = fit(*table, batch_size=64, train_split=split)
+    watched = fit(*table, batch_size=64, train_split=split, callbacks=[Watcher()])
+    assert columns(plain.history) == columns(watched.history)
+    assert plain.history[:, "batches", :, "train_batch_size"][0][0] == 64
+    assert plain.history[-1, "train_batch_count"] == len(plain.history[-1]["batches"]) - (
+        plain.history[-1].get("valid_batch_count", 0)
+    )
+    rows = [row for row in plain.history[-1]["batches"] if "train_loss" in row]
+    losses, sizes = zip(*((r["train_loss"], r["train_batch_size"]) for r in rows), strict=True)
+    assert plain.history[-1, "train_loss"] == pytest.approx(np.average(losses, weights=sizes))
+
+
+def test_a_callback_sees_every_batch_when_it_is_there(table):
+    X, y = table
+    clf = fit(X, y, batch_size=100, train_split=0.2, callbacks=[("watcher", Watcher())])
+    seen = dict(clf.callbacks_)["watcher"].seen
+    sizes = [size for size, training, *_ in seen if training]
+    assert len(sizes) == 4 * 3
+    assert sum(sizes) == 4 * clf.class_counts_.sum()
+    assert any(not training for _, training, *_ in seen)
+    for size, _, recorded, loss, predicted in seen:
+        assert recorded == pytest.approx(loss)
+        assert size == predicted
+
+
+def test_gradients_are_shown_and_can_be_clipped(table):
+    clf = fit(*table, batch_size=100, callbacks=[("watcher", GradientWatcher())])
+    assert dict(clf.callbacks_)["watcher"].calls == 4 * 3
+    plain = fit(*table, optimizer=torch.optim.SGD, lr=0.1)
+    clipped = fit(*table, optimizer=torch.optim.SGD, lr=0.1, callbacks=[GradientNormClipping(1e-3)])
+    start = fit(*table, optimizer=torch.optim.SGD, lr=0.0)
+
+    def distance(clf):
+        pairs = zip(clf.module_.parameters(), start.module_.parameters(), strict=True)
+        return sum(float((a - b).detach().square().sum()) for a, b in pairs) ** 0.5
+
+    # 12 steps of at most lr times the clipped norm.
+    assert distance(clipped) <= 12 * 0.1 * 1e-3 * 1.01
+    assert distance(plain) > 10 * distance(clipped)
+
+
+def test_an_optimizer_that_calls_back(table):
+    clf = fit(*table, optimizer=torch.optim.LBFGS, lr=0.1, batch_size=-1, loss="cross_entropy")
+    assert clf.history[-1, "train_loss"] < clf.history[0, "train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("given", "fused"),
+    [
+        ({}, True),
+        ({"optimizer": torch.optim.SGD, "lr": 0.1}, True),
+        ({"optimizer": torch.optim.Adam}, True),
+        ({"optimizer__fused": False}, False),
+        ({"optimizer__foreach": True}, None),
+        ({"optimizer": torch.optim.RMSprop}, None),
+    ],
+)
+def test_steps_are_fused_unless_told_otherwise(table, given, fused):
+    clf = fit(*table, max_epochs=1, **given)
+    assert clf.optimizer_.param_groups[0].get("fused") is fused
+
+
+def test_a_fused_step_is_the_same_step(table):
+    one = fit(*table, optimizer__fused=True).predict_proba(table[0])
+    other = fit(*table, optimizer__fused=False).predict_proba(table[0])
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_sparse_gradients_have_no_fused_step(table):
+    class Embedded(nn.Module):
+        def __init__(self, num_classes):
+            super().__init__()
+            self.table = nn.Embedding(5, num_classes, sparse=True)
+
+        def forward(self, x):
+            return self.table(x[:, 0].long().clamp(0, 4))
+
+    clf = fit(*table, module=Embedded, optimizer=torch.optim.SGD, lr=0.1, optimizer__momentum=0.0)
+    assert clf.predict(table[0]).shape == (300,)
+
+
+def test_divergence_names_epoch_and_batch_and_keeps_what_was_there(table):
+    X, y = table
+    clf = fit(X, y, loss="cross_entropy")
+    before = clf.predict_proba(X)
+    clf.set_params(optimizer=torch.optim.SGD, lr=1e30, batch_size=100)
+    with pytest.raises(
+        DivergenceError,
+        match=r"training loss became nan in batch \d of 3 of epoch \d\..*lr=1e\+30.*lower lr, or "
+        r"add skorch.callbacks.GradientNormClipping",
+    ):
+        clf.fit(X, y)
+    np.testing.assert_array_equal(clf.predict_proba(X), before)
+    assert len(clf.history) == 4
+
+
+def test_training_that_goes_on_and_diverges_is_taken_back(table):
+    X, y = table
+    clf = fit(X, y, loss="cross_entropy", optimizer=torch.optim.SGD, lr=0.1)
+    before = clf.predict_proba(X)
+    momentum = clf.optimizer_.state_dict()
+    clf.set_params(lr=1e30)
+    with pytest.raises(DivergenceError):
+        clf.partial_fit(X, y)
+    np.testing.assert_array_equal(clf.predict_proba(X), before)
+    assert len(clf.history) == 4
+    assert clf.optimizer_.state_dict()["state"].keys() == momentum["state"].keys()
+    assert clf.set_params(lr=0.1).partial_fit(X, y).score(X, y) > 0.6
+
+
+# torch's tracer looks at attributes that warn.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiled_module_trains_the_same(table):
+    plain = fit(*table).predict_proba(table[0])
+    # The eager backend only traces: it needs no C++ compiler.
+    compiled = fit(*table, compile=True, compile__backend="eager")
+    np.testing.assert_allclose(compiled.predict_proba(table[0]), plain, atol=1e-6)
+
+
+def _threads():
+    return torch.get_num_threads()
+
+
+def test_jobs_do_not_take_more_threads_than_cores():
+    threads = Parallel(n_jobs=2, backend="loky")(delayed(_threads)() for _ in range(2))
+    assert sum(threads) <= max(2, cpu_count())
