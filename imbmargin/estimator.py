@@ -111,7 +111,8 @@ callable or None, default=None
         Rows of a batch; -1 takes all.
     precision : {"float32", "bfloat16", "float16", "auto"}, default="float32"
         Type of the network's arithmetic (autocast); losses are computed in float32. "float16"
-        needs CUDA. "auto": bfloat16 on CUDA devices that have it, else float32.
+        needs CUDA. "auto": bfloat16 on CUDA devices that have it, and for images on CPUs with
+        AVX-512 bf16 or AMX; else float32.
     checkpoint_dir : str or Path, default=None
         Folder in which ``fit`` keeps the state of the run after every epoch. The same fit, in this
         or another process, goes on from there to the same result, bit for bit on the CPU; once it
@@ -355,7 +356,7 @@ callable or None, default=None
         auto = self.optimizer == "auto"
         optimizer = optimizer_defaults(self._layout)[0] if auto else self.optimizer
         self.optimizer_ = optimizer(*args, **kwargs)
-        half = resolve_precision(self.precision, self.device) == torch.float16
+        half = self._autocast_dtype() == torch.float16
         self.grad_scaler_ = torch.amp.GradScaler() if half else None
         return self
 
@@ -459,11 +460,15 @@ callable or None, default=None
             and not hasattr(self.module_, "input_norm")
         ):
             x = x.float()
-        dtype = resolve_precision(self.precision, self.device)
+        dtype = self._autocast_dtype()
         if dtype is None:
             return super().infer(x, **fit_params)
         with torch.autocast(torch.device(self.device).type, dtype=dtype):
             return super().infer(x, **fit_params)
+
+    def _autocast_dtype(self) -> torch.dtype | None:
+        images = self._layout is not None and self._layout.image_shape is not None
+        return resolve_precision(self.precision, self.device, images)
 
     def get_loss(
         self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False

@@ -446,6 +446,17 @@ def test_precision(table, precision):
     assert all(p.dtype == torch.float32 for p in clf.module_.parameters())
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_auto_is_bfloat16_for_images_where_the_processor_has_it(table, images, monkeypatch, has):
+    from imbmargin import parts
+
+    monkeypatch.setattr(parts, "_cpu_has_bfloat16", lambda: has)
+    common = {"precision": "auto", "device": "cpu", "max_epochs": 1}
+    of_images = fit(*images, module="resnet20", **common)._autocast_dtype()
+    assert of_images is (torch.bfloat16 if has else None)
+    assert fit(*table, **common)._autocast_dtype() is None
+
+
 def test_float16_scales_the_gradients(table, monkeypatch):
     # The step that CUDA takes, run on the CPU, where torch has a gradient scaler too.
     import imbmargin.estimator as module
