@@ -16,11 +16,13 @@ from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.losses import LOSSES
 from imbmargin.methods import METHODS, make_classifier
 from imbmargin.metrics import balanced_accuracy, group_accuracy, per_class_error, sample_margins
+from imbmargin.search import BatchedGridSearchCV
 from imbmargin.weights import class_rates, class_weights, effective_number
 
 __all__ = [
     "LOSSES",
     "METHODS",
+    "BatchedGridSearchCV",
     "LongTailedSampler",
     "MaxMarginClassifier",
     "NotFittedError",

@@ -342,9 +342,17 @@ class ContractClassifier(NeuralNetClassifier):
         self.check_is_fitted()
         if not is_dataset(X):
             X = self._check_array(X, reset=False)
-        outputs = list(self.forward_iter(X))
-        logits = torch.cat([out[0] if isinstance(out, tuple) else out for out in outputs])
-        return logits if logits.dtype == torch.float64 else logits.float()
+        rows = len(X) if is_dataset(X) else X.shape[0]
+        logits, start = torch.empty(0), 0
+        for output in self.forward_iter(X):
+            part = output[0] if isinstance(output, tuple) else output
+            if start == 0:
+                # Filled in place: small outputs kept among large freed ones would scatter memory.
+                dtype = torch.promote_types(part.dtype, torch.float32)
+                logits = torch.empty(rows, *part.shape[1:], dtype=dtype)
+            logits[start : start + len(part)] = part
+            start += len(part)
+        return logits[:start]
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the logits, before the scale of the loss.

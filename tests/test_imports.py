@@ -19,7 +19,7 @@ LAYERS = [
     {"contract", "resume"},
     {"loop"},
     {"estimator"},
-    {"methods"},
+    {"methods", "_batched", "search"},
     {"benchmark"},
 ]
 ANYWHERE = {"plotting": {"metrics", "_figure"}}
