@@ -1,9 +1,12 @@
+import pickle
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 from torch.utils.data import Subset, TensorDataset
 
+from imbmargin.data import batches
 from imbmargin.data.batches import ArrayBatches, ArrayDataset, as_arrays, targets_of
 from imbmargin.data.split import StratifiedSplit
 from imbmargin.samplers import ClassSampler
@@ -130,3 +133,51 @@ def test_split_fraction_out_of_range(fraction):
 def test_split_that_holds_out_nothing():
     with pytest.raises(ValueError, match="holds out no row of 4"):
         StratifiedSplit(0.1)(ArrayDataset(np.zeros((4, 1)), [0, 0, 1, 1]))
+
+
+@pytest.mark.parametrize("index", [slice(0, 2), torch.tensor([0, 1])])
+def test_batches_are_copies_that_may_be_changed(index):
+    data = X.astype(np.float32)
+    ArrayDataset(data, Y).fetch(index)[0].zero_()
+    np.testing.assert_array_equal(data, X)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "u2", "f2", "?"])
+def test_types_that_torch_does_not_share_are_converted(dtype):
+    data = (X % 2).astype(dtype)
+    x, _ = collect(ArrayBatches(ArrayDataset(data, Y), batch_size=3))
+    np.testing.assert_array_equal(x.float(), X % 2)
+
+
+def test_rows_that_run_backwards():
+    x, _ = collect(ArrayBatches(ArrayDataset(X[::-1, ::-1], Y), batch_size=3))
+    np.testing.assert_array_equal(x, X[::-1, ::-1])
+
+
+def test_a_pickle_holds_the_rows_once():
+    data = ArrayDataset(np.zeros((1000, 50), np.float32), np.zeros(1000))
+    content = pickle.dumps(data)
+    assert len(content) < 1.2 * 1000 * 50 * 4
+    assert pickle.loads(content).fetch(slice(0, 3))[0].shape == (3, 50)
+
+
+def test_data_stay_where_they_are_on_the_cpu():
+    data = ArrayDataset(X, Y)
+    assert data.resident_on(torch.device("cpu")) is data
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fits", [True, False])
+def test_batches_reach_a_cuda_device(monkeypatch, fits):
+    if not fits:
+        monkeypatch.setattr(batches, "_fits", lambda *_: False)
+    data = ArrayDataset(X, Y, sample_weight=Y)
+    sampler = ClassSampler(Y)
+    drawn = ArrayBatches(data, 4, sampler, device="cuda")
+    assert (drawn.dataset.device.type == "cuda") == fits
+    rows = []
+    for x, (target, weight) in drawn:
+        assert x.device.type == target.device.type == weight.device.type == "cuda"
+        np.testing.assert_array_equal(x[:, 0].cpu(), 4 * target.cpu())
+        rows += target.tolist()
+    assert sorted(rows) == list(range(10))
