@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from skorch.callbacks import Callback
 from skorch.callbacks import EarlyStopping as SkorchEarlyStopping
+from skorch.callbacks import PrintLog as SkorchPrintLog
 
 from imbmargin.data.batches import targets_of
 from imbmargin.weights import class_counts, class_rates, class_weights
@@ -24,6 +25,7 @@ __all__ = [
     "DeferredReweighting",
     "EarlyStopping",
     "LearningRateSchedule",
+    "PrintLog",
     "bind_class_weight",
     "resolve_epoch",
 ]
@@ -341,6 +343,21 @@ class LearningRateSchedule(Callback):
 def _parameter_groups(net: Any) -> Iterator[dict[str, Any]]:
     for name in net._optimizers:
         yield from getattr(net, name + "_").param_groups
+
+
+class PrintLog(SkorchPrintLog):
+    """skorch's table of the epochs, which is not made where nobody sees it.
+
+    Parameters
+    ----------
+    keys_ignored, sink, tablefmt, floatfmt, stralign
+        As in `skorch.callbacks.PrintLog`.
+    """
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        """Print a line, if the net is verbose or the sink is the user's."""
+        if net.verbose or self.sink is not print:
+            super().on_epoch_end(net, **kwargs)
 
 
 class EarlyStopping(SkorchEarlyStopping):

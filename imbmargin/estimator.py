@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch.callbacks import EpochScoring, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
+from skorch.callbacks import EpochScoring, EpochTimer, LRScheduler, PassthroughScoring
 from skorch.utils import to_tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -16,6 +16,7 @@ from imbmargin.callbacks import (
     DeferredResampling,
     DeferredReweighting,
     LearningRateSchedule,
+    PrintLog,
     resolve_epoch,
 )
 from imbmargin.data.augment import make_augment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ from imbmargin.resume import (
 )
 
 __all__ = ["CheckpointedLoop", "DivergenceError"]
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What holds for all batches of the epoch that runs."""
+
+    training: bool
+    plain_steps: bool
 
 
 class DivergenceError(FloatingPointError):
@@ -46,6 +55,7 @@ class CheckpointedLoop(ContractClassifier):
     checkpoint_dir: Any
     precision: str
     grad_scaler_: Any
+    _epoch: _Epoch | None = None
     _stop: StopRequest | None = None
     _checkpoint: dict[str, Any] | None = None
     _run: dict[str, Any] | None = None
@@ -64,16 +74,20 @@ class CheckpointedLoop(ContractClassifier):
         if iterator is None:
             return
         batches = self._until_stopped(iterator)
-        if self._is_watched(training):
-            super().run_single_epoch(batches, training, prefix, step_fn, **fit_params)
-        else:
-            self._run_unwatched(batches, training, prefix, step_fn, **fit_params)
+        self._set_training(training)
+        # What holds for all batches is asked once.
+        self._epoch = _Epoch(training, self._has_plain_steps())
+        try:
+            if self._is_watched(training):
+                super().run_single_epoch(batches, training, prefix, step_fn, **fit_params)
+            else:
+                self._run_unwatched(batches, prefix, step_fn, **fit_params)
+        finally:
+            self._epoch = None
         if training:
             self._check_losses(prefix)
 
-    def _run_unwatched(
-        self, batches: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
-    ) -> None:
+    def _run_unwatched(self, batches: Any, prefix: str, step_fn: Any, **fit_params: Any) -> None:
         losses, sizes = [], []
         for batch in batches:
             losses.append(step_fn(batch, **fit_params)["loss"].detach())
@@ -115,34 +129,37 @@ class CheckpointedLoop(ContractClassifier):
 
     def _set_training(self, training: bool = True) -> None:
         # Walking through all layers for every batch is for nothing.
-        roots = [getattr(self, f"{name}_") for name in (*self._modules, *self._criteria)]
-        if any(getattr(root, "training", not training) != training for root in roots):
+        if self._epoch is None or self._epoch.training != training:
             super()._set_training(training)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take one optimization step; in float16 the gradients are scaled."""
         if self.grad_scaler_ is not None:
             return self._scaled_step(batch, **fit_params)
-        if self._needs_closure() or self._watches_gradients():
+        if not (self._has_plain_steps() if self._epoch is None else self._epoch.plain_steps):
             return super().train_step(batch, **fit_params)
-        self._zero_grad_optimizer()
+        for name in self._optimizers:
+            for group in getattr(self, f"{name}_").param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
         step = self.train_step_single(batch, **fit_params)
         self._step_optimizer(None)
         return step
+
+    def _has_plain_steps(self) -> bool:
+        """Tell whether a step needs no closure, and nobody looks at the gradients."""
+        optimizers = [getattr(self, f"{name}_") for name in self._optimizers]
+        known = all(
+            type(optimizer).__module__.startswith("torch.optim.")
+            and not isinstance(optimizer, torch.optim.LBFGS)
+            for optimizer in optimizers
+        )
+        return known and not self._watches_gradients()
 
     def _watches_gradients(self) -> bool:
         watchers = (callback for _, callback in self.callbacks_)
         return _overrides(self, NeuralNet, "on_grad_computed") or any(
             _overrides(callback, Callback, "on_grad_computed") for callback in watchers
-        )
-
-    def _needs_closure(self) -> bool:
-        """Tell whether an optimizer may compute the loss several times in a step."""
-        optimizers = (getattr(self, f"{name}_") for name in self._optimizers)
-        return any(
-            isinstance(optimizer, torch.optim.LBFGS)
-            or not type(optimizer).__module__.startswith("torch.optim.")
-            for optimizer in optimizers
         )
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:

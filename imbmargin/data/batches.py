@@ -80,7 +80,10 @@ class ArrayDataset(Dataset):
             rows = self._shared.index_select(0, index)
         if rows.dtype == torch.float64:
             rows = rows.float()
-        target = self.targets[index]
+        if isinstance(index, slice):
+            target = self.targets[index]
+        else:
+            target = self.targets.index_select(0, index)
         if self.sample_weight is None:
             return rows, target
         return rows, (target, self.sample_weight[index])

@@ -39,7 +39,7 @@ def weighted_mean(losses: Tensor, weight: Tensor | None = None) -> Tensor:
     if weight is None:
         return losses.sum() / max(losses.numel(), 1)
     total = weight.sum()
-    return (weight * losses).sum() / torch.where(total > 0, total, torch.ones_like(total))
+    return (weight * losses).sum() / torch.where(total > 0, total, 1.0)
 
 
 def check_number(name: str, value: float, least: float, *, above: bool = False) -> None:
@@ -73,6 +73,7 @@ class ClassCountLoss(nn.Module):
         super().__init__()
         self.register_buffer("class_counts", None)
         self.register_buffer("class_weight", None)
+        self._weight_changed()
 
     def set_class_counts(self, class_counts: Any) -> None:
         """Bind the class counts.
@@ -111,6 +112,7 @@ class ClassCountLoss(nn.Module):
         """
         if class_weight is None:
             self.class_weight = None
+            self._weight_changed()
             return
         weight = torch.as_tensor(class_weight, dtype=torch.float64).detach().clone()
         if weight.ndim != 1 or not bool((torch.isfinite(weight) & (weight >= 0)).all()):
@@ -124,10 +126,18 @@ class ClassCountLoss(nn.Module):
                 f"classes, got {len(weight)}"
             )
         self.class_weight = weight
+        self._weight_changed()
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each sample, shape (n,), without class weights."""
-        raise TypeError(f"{type(self).__name__} does not define per_sample(logits, target)")
+        return F.cross_entropy(self.adjust(logits, target), target, reduction="none")
+
+    def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return logits of which the loss is the cross-entropy, shape (n, K), if there are such."""
+        raise TypeError(
+            f"{type(self).__name__} does not define per_sample(logits, target), or "
+            "adjust(logits, target) if it is a cross-entropy"
+        )
 
     def forward(
         self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
@@ -152,23 +162,39 @@ class ClassCountLoss(nn.Module):
         ValueError
             If the shapes do not fit.
         """
-        if logits.ndim != 2 or logits.shape[1] < 2 or target.shape != logits.shape[:1]:
+        shape = logits.shape
+        if len(shape) != 2 or shape[1] < 2 or target.shape != shape[:1]:
             raise ValueError(
                 "logits must have shape (n, K) with K >= 2 and target shape (n,), got "
-                f"{tuple(logits.shape)} and {tuple(target.shape)}"
+                f"{tuple(shape)} and {tuple(target.shape)}"
             )
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         self._follow(logits.device)
+        class_weight = self.class_weight
+        if self._torch_takes_mean and sample_weight is None and shape[0] > 0:
+            if class_weight is not None:
+                class_weight = class_weight.to(logits.dtype)
+            return F.cross_entropy(self.adjust(logits, target), target, class_weight)
         losses = self.per_sample(logits, target)
         weight = sample_weight
-        if self.class_weight is not None:
-            by_class = self.class_weight[target].to(losses.dtype)
+        if class_weight is not None:
+            by_class = class_weight[target].to(losses.dtype)
             weight = by_class if weight is None else weight * by_class
         return weighted_mean(losses, weight)
 
     def _counts_changed(self) -> None:
         """Derive what follows from the class counts."""
+
+    def _weight_changed(self) -> None:
+        """Note whether torch can take the weighted mean, in one step with the cross-entropy.
+
+        Its mean is not a number where the weights of a batch add up to 0, also in float32.
+        """
+        weight, least = self.class_weight, torch.finfo(torch.float32).tiny
+        self._torch_takes_mean = type(self).per_sample is ClassCountLoss.per_sample and (
+            weight is None or bool((weight >= least).all())
+        )
 
     def _need_counts(self) -> Tensor:
         if self.class_counts is None:
@@ -193,6 +219,7 @@ class ClassCountLoss(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.class_counts is not None:
             self._counts_changed()
+        self._weight_changed()
 
 
 class CrossEntropyLoss(ClassCountLoss):
@@ -207,6 +234,6 @@ class CrossEntropyLoss(ClassCountLoss):
     tensor(1.1733)
     """
 
-    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the cross-entropy of each sample, shape (n,)."""
-        return F.cross_entropy(logits, target, reduction="none")
+    def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the logits as they are."""
+        return logits

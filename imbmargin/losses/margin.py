@@ -84,11 +84,26 @@ def ldam_loss(logits: Tensor, target: Tensor, margins: Tensor, scale: float = 30
     >>> ldam_loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]), margins, scale=10.0)
     tensor([6.8137])
     """
-    return _shifted_cross_entropy(logits, target, margins[target], scale)
+    adjusted = _ldam_logits(logits, target, margins, scale)
+    return F.cross_entropy(adjusted, target, reduction="none")
+
+
+def _ldam_logits(logits: Tensor, target: Tensor, margins: Tensor, scale: float) -> Tensor:
+    """Return s (z - m_y e_y); the scaled copy is the only (n, K) buffer."""
+    scaled, column = logits * scale, target.unsqueeze(1)
+    shift = (margins.take(column) * -scale).to(scaled.dtype)
+    if shift.requires_grad or torch._C._are_functorch_transforms_active():
+        return scaled.scatter_add(1, column, shift)
+    # For autograd, which does not follow the alias, this stays s z: a constant has no gradient.
+    scaled.detach().scatter_add_(1, column, shift)
+    return scaled
 
 
 def max_margin(
-    logits: Tensor, target: Tensor, delta_neg: float | Tensor = 0.6, beta: float = 1.5
+    logits: Tensor,
+    target: Tensor,
+    delta_neg: float | Tensor = 0.6,
+    beta: float | Tensor = 1.5,
 ) -> Tensor:
     """Return the maximum margin Δ of each sample; it carries no gradient.
 
@@ -104,9 +119,9 @@ def max_margin(
         Cosine logits z, before scaling.
     target : Tensor of int64, shape (n,)
         Encoded labels.
-    delta_neg : float or Tensor of shape (n,), default=0.6
+    delta_neg : float or Tensor that broadcasts to (n,), default=0.6
         δ⁻. Larger means a smaller margin.
-    beta : float, default=1.5
+    beta : float or Tensor that broadcasts to (n,), default=1.5
         β. Above 1 a row that is right gets a smaller margin than one that is wrong.
 
     Returns
@@ -132,21 +147,41 @@ def max_margin(
     >>> max_margin(z, torch.tensor([0, 1]))
     tensor([0.2725, 0.3679])
     """
-    with torch.no_grad():
-        column = target[:, None]
-        own = logits.gather(1, column).squeeze(1)
-        rival = logits.scatter(1, column, float("-inf")).amax(dim=1)
-        gap = own - rival
-        # Of the type of the logits: two plain numbers would give float32.
-        delta = delta_neg * torch.where(gap >= 0, torch.full_like(gap, beta), 1.0)
-        return torch.exp(-gap.abs() - delta).to(logits.dtype)
+    log_peak, beta = _margin_arguments(logits, delta_neg, beta)
+    gap = _gap(logits.detach(), target.unsqueeze(1))
+    return _margin_of_gap(gap, log_peak, beta).squeeze(1).to(logits.dtype)
+
+
+def _margin_arguments(
+    logits: Tensor, delta_neg: float | Tensor, beta: float | Tensor
+) -> tuple[Tensor, float | Tensor]:
+    """Return -δ⁻ and β as constants that broadcast to (n, 1)."""
+    if isinstance(beta, Tensor):
+        beta = beta.detach().unsqueeze(-1)
+    if isinstance(delta_neg, Tensor):
+        return -delta_neg.detach().unsqueeze(-1), beta
+    return logits.new_full((), -delta_neg), beta
+
+
+def _gap(logits: Tensor, column: Tensor) -> Tensor:
+    """Return the sample margin γ, shape (n, 1)."""
+    rival = logits.scatter(1, column, float("-inf")).amax(dim=1, keepdim=True)
+    return logits.gather(1, column) - rival
+
+
+def _margin_of_gap(
+    gap: Tensor, log_peak: Tensor, beta: float | Tensor, scale: float = 1.0
+) -> Tensor:
+    """Return Δ where s γ is the gap and -δ⁻ the log_peak, that of Δ for a row that is wrong."""
+    log_peak = torch.where(gap >= 0, beta * log_peak, log_peak)
+    return torch.sub(log_peak, gap.abs(), alpha=1 / scale).exp_()
 
 
 def max_margin_loss(
     logits: Tensor,
     target: Tensor,
     delta_neg: float | Tensor = 0.6,
-    beta: float = 1.5,
+    beta: float | Tensor = 1.5,
     scale: float = 30.0,
 ) -> Tensor:
     """Return the cross-entropy of s (z - Δ e_y) for each sample, with the maximum margin Δ.
@@ -173,16 +208,28 @@ def max_margin_loss(
     >>> max_margin_loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]), scale=10.0)
     tensor([7.6802])
     """
-    margin = max_margin(logits, target, delta_neg, beta)
-    return _shifted_cross_entropy(logits, target, margin, scale)
+    log_peak, beta = _margin_arguments(logits, delta_neg, beta)
+    adjusted = _max_margin_logits(logits, target.unsqueeze(1), log_peak, beta, scale)
+    return F.cross_entropy(adjusted, target, reduction="none")
 
 
-def _shifted_cross_entropy(logits: Tensor, target: Tensor, margin: Tensor, scale: float) -> Tensor:
-    """Cross-entropy of s (z - margin e_y); the scaled copy is the only extra (n, K) buffer."""
+def _max_margin_logits(
+    logits: Tensor, column: Tensor, log_peak: Tensor, beta: float | Tensor, scale: float
+) -> Tensor:
+    """Return s (z - Δ e_y); the scaled copy is the only (n, K) buffer."""
     scaled = logits * scale
-    shift = (-scale * margin).to(scaled.dtype)
-    scaled.scatter_add_(1, target[:, None], shift[:, None])
-    return F.cross_entropy(scaled, target, reduction="none")
+    # vmap cannot write what is batched into what is not.
+    if torch._C._are_functorch_transforms_active() or not scale > 0:
+        margin = _margin_of_gap(_gap(logits.detach(), column), log_peak, beta)
+        return scaled.scatter_add(1, column, (margin * -scale).to(scaled.dtype))
+    # The copy also serves to find the best other class. For autograd, which does not follow the
+    # alias, it stays s z: what the label's entry is changed by is a constant.
+    plain = scaled.detach()
+    own = plain.gather(1, column)
+    rival = plain.scatter_(1, column, float("-inf")).amax(dim=1, keepdim=True)
+    margin = _margin_of_gap(own - rival, log_peak, beta, scale)
+    plain.scatter_(1, column, own.sub_(margin, alpha=scale))
+    return scaled
 
 
 class LDAMLoss(ClassCountLoss):
@@ -247,9 +294,9 @@ class LDAMLoss(ClassCountLoss):
         assert self.margins is not None
         return self.margins
 
-    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each sample, shape (n,)."""
-        return ldam_loss(logits, target, self._margin(logits), self.scale)
+    def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return s (z - m_y e_y), shape (n, K)."""
+        return _ldam_logits(logits, target, self._margin(logits), self.scale)
 
 
 class UniformMarginLoss(LDAMLoss):
@@ -340,14 +387,16 @@ class MaxMarginLoss(ClassCountLoss):
     def _counts_changed(self) -> None:
         self.margins = ldam_margins(self._need_counts(), self.max_margin)
 
-    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each sample, shape (n,)."""
-        delta: float | Tensor = self.delta_neg
+    def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return s (z - Δ e_y), shape (n, K)."""
+        column = target.unsqueeze(1)
         if self.label_aware:
             self._need_counts()
             assert self.margins is not None
-            delta = self.delta_neg - self.margins[target].to(logits.dtype)
-        return max_margin_loss(logits, target, delta, self.beta, self.scale)
+            log_peak = self.margins.take(column).to(logits.dtype) - self.delta_neg
+        else:
+            log_peak = logits.new_full((), -self.delta_neg)
+        return _max_margin_logits(logits, column, log_peak, self.beta, self.scale)
 
 
 class MaxMarginLDAMLoss(MaxMarginLoss):

@@ -96,6 +96,8 @@ class InputNorm(nn.Module):
         """Standardise x of shape (n, C) or (n, C, H, W), of any number type."""
         if not x.is_floating_point():
             x = x.float()
+        if x.ndim == 2:
+            return (x - self.mean) / self.std
         shape = (-1, *[1] * (x.ndim - 2))
         return (x - self.mean.view(shape)) / self.std.view(shape)
 
