@@ -198,9 +198,7 @@ def run_job(
         }
 
 
-def _measure(
-    job: Job, callbacks: list[Any] | None, checkpoint_dir: Path | None
-) -> dict[str, Any]:
+def _measure(job: Job, callbacks: list[Any] | None, checkpoint_dir: Path | None) -> dict[str, Any]:
     data = load_data(job.data, job.seed)
     classes, counts = np.unique(data.y_train, return_counts=True)
     model = make_contender(

@@ -52,6 +52,7 @@ def check_number(name: str, value: float, least: float, *, above: bool = False) 
 class ClassCountLoss(nn.Module):
     """Base of the losses: weighted mean of a per-sample loss.
 
+    A loss defines `per_sample`, or `adjust` where it is the cross-entropy of adjusted logits.
     Class counts and class weights are buffers. They are bound after construction, by the estimator
     or by you, and can be switched in place at any time.
 
@@ -133,7 +134,7 @@ class ClassCountLoss(nn.Module):
         return F.cross_entropy(self.adjust(logits, target), target, reduction="none")
 
     def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return logits of which the loss is the cross-entropy, shape (n, K), if there are such."""
+        """Return the logits whose cross-entropy is the loss, shape (n, K), if there are such."""
         raise TypeError(
             f"{type(self).__name__} does not define per_sample(logits, target), or "
             "adjust(logits, target) if it is a cross-entropy"
@@ -187,14 +188,12 @@ class ClassCountLoss(nn.Module):
         """Derive what follows from the class counts."""
 
     def _weight_changed(self) -> None:
-        """Note whether torch can take the weighted mean, in one step with the cross-entropy.
-
-        Its mean is not a number where the weights of a batch add up to 0, also in float32.
-        """
-        weight, least = self.class_weight, torch.finfo(torch.float32).tiny
-        self._torch_takes_mean = type(self).per_sample is ClassCountLoss.per_sample and (
-            weight is None or bool((weight >= least).all())
-        )
+        """Note whether torch can take the weighted mean, in one step with the cross-entropy."""
+        self._torch_takes_mean = type(self).per_sample is ClassCountLoss.per_sample
+        if self.class_weight is not None and self._torch_takes_mean:
+            # If the weights of a batch add up to 0, also in float32, torch's mean is not a number.
+            least = torch.finfo(torch.float32).tiny
+            self._torch_takes_mean = bool((self.class_weight >= least).all())
 
     def _need_counts(self) -> Tensor:
         if self.class_counts is None:

@@ -89,9 +89,9 @@ def ldam_loss(logits: Tensor, target: Tensor, margins: Tensor, scale: float = 30
 
 
 def _ldam_logits(logits: Tensor, target: Tensor, margins: Tensor, scale: float) -> Tensor:
-    """Return s (z - m_y e_y); the scaled copy is the only (n, K) buffer."""
+    """Return s (z - m_y e_y); s z is the only (n, K) buffer."""
     scaled, column = logits * scale, target.unsqueeze(1)
-    shift = (margins.take(column) * -scale).to(scaled.dtype)
+    shift = (margins[column] * -scale).to(scaled.dtype)
     if shift.requires_grad or torch._C._are_functorch_transforms_active():
         return scaled.scatter_add(1, column, shift)
     # For autograd, which does not follow the alias, this stays s z: a constant has no gradient.
@@ -147,20 +147,22 @@ def max_margin(
     >>> max_margin(z, torch.tensor([0, 1]))
     tensor([0.2725, 0.3679])
     """
-    log_peak, beta = _margin_arguments(logits, delta_neg, beta)
     gap = _gap(logits.detach(), target.unsqueeze(1))
-    return _margin_of_gap(gap, log_peak, beta).squeeze(1).to(logits.dtype)
+    margin = _margin_of_gap(gap, *_log_peaks(logits, delta_neg, beta))
+    return margin.squeeze(1).to(logits.dtype)
 
 
-def _margin_arguments(
+def _log_peaks(
     logits: Tensor, delta_neg: float | Tensor, beta: float | Tensor
-) -> tuple[Tensor, float | Tensor]:
-    """Return -δ⁻ and β as constants that broadcast to (n, 1)."""
+) -> tuple[float | Tensor, Tensor]:
+    """Return -δ⁻ and -δ⁺, constants that broadcast to (n, 1)."""
+    if isinstance(delta_neg, Tensor):
+        delta_neg = delta_neg.detach().unsqueeze(-1)
     if isinstance(beta, Tensor):
         beta = beta.detach().unsqueeze(-1)
-    if isinstance(delta_neg, Tensor):
-        return -delta_neg.detach().unsqueeze(-1), beta
-    return logits.new_full((), -delta_neg), beta
+    right = -beta * delta_neg
+    # Of two plain numbers, torch.where would make float32.
+    return -delta_neg, right if isinstance(right, Tensor) else logits.new_full((), right)
 
 
 def _gap(logits: Tensor, column: Tensor) -> Tensor:
@@ -169,11 +171,9 @@ def _gap(logits: Tensor, column: Tensor) -> Tensor:
     return logits.gather(1, column) - rival
 
 
-def _margin_of_gap(
-    gap: Tensor, log_peak: Tensor, beta: float | Tensor, scale: float = 1.0
-) -> Tensor:
-    """Return Δ where s γ is the gap and -δ⁻ the log_peak, that of Δ for a row that is wrong."""
-    log_peak = torch.where(gap >= 0, beta * log_peak, log_peak)
+def _margin_of_gap(gap: Tensor, wrong: float | Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+    """Return Δ from s γ, and from -δ⁻ and -δ⁺: log Δ on the two sides of the boundary."""
+    log_peak = torch.where(gap >= 0, right, wrong)
     return torch.sub(log_peak, gap.abs(), alpha=1 / scale).exp_()
 
 
@@ -208,26 +208,26 @@ def max_margin_loss(
     >>> max_margin_loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]), scale=10.0)
     tensor([7.6802])
     """
-    log_peak, beta = _margin_arguments(logits, delta_neg, beta)
-    adjusted = _max_margin_logits(logits, target.unsqueeze(1), log_peak, beta, scale)
+    peaks = _log_peaks(logits, delta_neg, beta)
+    adjusted = _max_margin_logits(logits, target.unsqueeze(1), *peaks, scale)
     return F.cross_entropy(adjusted, target, reduction="none")
 
 
 def _max_margin_logits(
-    logits: Tensor, column: Tensor, log_peak: Tensor, beta: float | Tensor, scale: float
+    logits: Tensor, column: Tensor, wrong: float | Tensor, right: Tensor, scale: float
 ) -> Tensor:
-    """Return s (z - Δ e_y); the scaled copy is the only (n, K) buffer."""
+    """Return s (z - Δ e_y), from what `_log_peaks` returns; s z is the only (n, K) buffer."""
     scaled = logits * scale
-    # vmap cannot write what is batched into what is not.
+    # In torch.func, vmap cannot write what is batched into what is not.
     if torch._C._are_functorch_transforms_active() or not scale > 0:
-        margin = _margin_of_gap(_gap(logits.detach(), column), log_peak, beta)
+        margin = _margin_of_gap(_gap(logits.detach(), column), wrong, right)
         return scaled.scatter_add(1, column, (margin * -scale).to(scaled.dtype))
-    # The copy also serves to find the best other class. For autograd, which does not follow the
+    # The buffer also serves to find the best other class. For autograd, which does not follow the
     # alias, it stays s z: what the label's entry is changed by is a constant.
     plain = scaled.detach()
     own = plain.gather(1, column)
     rival = plain.scatter_(1, column, float("-inf")).amax(dim=1, keepdim=True)
-    margin = _margin_of_gap(own - rival, log_peak, beta, scale)
+    margin = _margin_of_gap(own - rival, wrong, right, scale)
     plain.scatter_(1, column, own.sub_(margin, alpha=scale))
     return scaled
 
@@ -363,6 +363,7 @@ class MaxMarginLoss(ClassCountLoss):
 
     normalized_logits = True
     margins: Tensor | None
+    _margins32: Tensor | None
 
     def __init__(
         self,
@@ -383,20 +384,24 @@ class MaxMarginLoss(ClassCountLoss):
         self.label_aware = label_aware
         self.max_margin = max_margin
         self.register_buffer("margins", None, persistent=False)
+        self.register_buffer("_margins32", None, persistent=False)
 
     def _counts_changed(self) -> None:
         self.margins = ldam_margins(self._need_counts(), self.max_margin)
+        # A conversion in each batch would cost as much as one of the steps that make Δ.
+        self._margins32 = self.margins.float()
 
     def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return s (z - Δ e_y), shape (n, K)."""
         column = target.unsqueeze(1)
         if self.label_aware:
             self._need_counts()
-            assert self.margins is not None
-            log_peak = self.margins.take(column).to(logits.dtype) - self.delta_neg
-        else:
-            log_peak = logits.new_full((), -self.delta_neg)
-        return _max_margin_logits(logits, column, log_peak, self.beta, self.scale)
+            margins = self.margins if logits.dtype == torch.float64 else self._margins32
+            assert margins is not None
+            wrong = margins[column] - self.delta_neg
+            return _max_margin_logits(logits, column, wrong, self.beta * wrong, self.scale)
+        peaks = _log_peaks(logits, self.delta_neg, self.beta)
+        return _max_margin_logits(logits, column, *peaks, self.scale)
 
 
 class MaxMarginLDAMLoss(MaxMarginLoss):
