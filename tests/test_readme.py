@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from imbmargin.benchmark.cli import _parser
+from tests.speed.__main__ import CASES
+from tests.speed.measure import MARK, as_page
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,6 +54,12 @@ def test_the_tables_are_those_of_the_report(heading):
     rows = [line for line in section.splitlines() if line.startswith("|")]
     assert len(rows) == 10
     assert "\n".join(rows) in README
+
+
+def test_the_tables_of_the_speed_page_are_those_of_its_files():
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    files = [ROOT / "docs" / "speed" / f"{case}.json" for case in CASES]
+    assert page.partition(MARK)[2].strip() == as_page(files).strip()
 
 
 def test_files_that_are_linked_exist():
