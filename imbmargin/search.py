@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 from math import ceil
 from typing import Any
 
+import joblib
 import numpy as np
 from sklearn import get_config
 from sklearn.base import BaseEstimator, clone, is_classifier
@@ -18,20 +19,31 @@ from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples
 from skorch.utils import is_dataset
+from torch import optim
 
-from imbmargin._batched import (
-    NotBatchedError,
-    identify,
-    train_together,
-    varies_freely,
-    why_alone,
-)
+from imbmargin._batched import NotBatchedError, train_together
+from imbmargin.data.batches import ArrayDataset
 from imbmargin.estimator import MaxMarginClassifier
 
 __all__ = ["BatchedGridSearchCV"]
 
 # Beyond this their activations leave the cache of a CPU.
 _MOST_ON_CPU = 32
+# Their steps treat every number by itself, so stacked weights move as separate ones do.
+_ELEMENTWISE: tuple[Any, ...] = (
+    "auto",
+    *(optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax),
+    *(optim.Adagrad, optim.Adadelta, optim.RMSprop, optim.Rprop, optim.ASGD),
+)
+# What reaches into the training of a single network, and must be left as it is here.
+_DEFAULTS = {
+    "train_split": None,
+    "warm_start": False,
+    "compile": False,
+    "checkpoint_dir": None,
+    "dataset": ArrayDataset,
+    "iterator_train": "auto",
+}
 
 
 class BatchedGridSearchCV(GridSearchCV):
@@ -39,9 +51,9 @@ class BatchedGridSearchCV(GridSearchCV):
 
     Candidates that differ in ``delta_neg``, ``beta``, ``lr``, ``criterion__*``, ``optimizer__*``
     or, on rows of a table, ``random_state`` are one batched network: a step of all of them is a
-    few matrix products. Every candidate ends as it would alone, up to rounding. Other parameters
-    (the architecture, the schedule, class weights, sampling) may be searched too: candidates that
-    share them are trained together.
+    few matrix products. Each ends as it would alone. Other parameters (the architecture, the
+    schedule, class weights, sampling) may be searched too: candidates that share them are trained
+    together.
 
     Parameters
     ----------
@@ -50,9 +62,9 @@ class BatchedGridSearchCV(GridSearchCV):
     param_grid, scoring, refit, cv, verbose, error_score, return_train_score
         As in `sklearn.model_selection.GridSearchCV`.
     n_jobs : int, default=None
-        Processes, each of which trains a batch of candidates on one split. None is one; torch uses
-        all cores there too, so more pay only where a batch is small. Scores are computed, and the
-        best candidate is refitted, in this process.
+        Processes, each of which trains a batch of candidates on one split. None is one, in which
+        torch uses all cores. Scores are computed, and the best candidate is refitted, in this
+        process.
     pre_dispatch : int or str, default="2*n_jobs"
         As in `sklearn.model_selection.GridSearchCV`.
 
@@ -74,6 +86,12 @@ refit_time_, multimetric_, classes_, n_features_in_, feature_names_in_
 
     Notes
     -----
+    On the CPU a network of linear layers and functions of single numbers has the weights, bit for
+    bit, that it has when it is trained alone with as many threads. Other layers, such as batch
+    normalisation, other types than float32, and CUDA devices may round otherwise. Where a loss
+    jumps, as the maximum margin does at the decision boundary, a few hundred steps turn a last bit
+    into visible differences.
+
     One at a time are trained: candidates with a ``train_split``, ``callbacks``, ``warm_start``,
     ``checkpoint_dir``, ``compile``, float16, their own ``dataset`` or ``iterator_train``, an
     optimizer that is not elementwise (LBFGS, Adafactor, Muon), a network with convolutions, or a
@@ -81,7 +99,7 @@ refit_time_, multimetric_, classes_, n_features_in_, feature_names_in_
 
     With ``random_state=None`` the candidates of a batch share one fresh seed. A candidate that is
     not valid, or whose loss becomes infinite, is trained alone, where its error goes the way of
-    ``error_score``; the others are not touched. In bfloat16 the rounding shows in the third digit.
+    ``error_score``; the others are not touched.
 
     Examples
     --------
@@ -184,7 +202,56 @@ def _warn(cause: str) -> None:
 
 
 def _key(params: dict[str, Any]) -> Hashable:
-    return frozenset((name, identify(value)) for name, value in params.items())
+    return frozenset((name, _identify(value)) for name, value in params.items())
+
+
+def _why_alone(net: MaxMarginClassifier) -> str | None:
+    """Return why a classifier must be trained by itself, or None if it can be batched.
+
+    Parameters
+    ----------
+    net : MaxMarginClassifier
+        Not fitted.
+
+    Returns
+    -------
+    cause : str or None
+        The parameter, its value, and what would be batched.
+    """
+    for name, default in _DEFAULTS.items():
+        value = getattr(net, name)
+        if value is not default and value != default:
+            return f"{name}={value!r} (batched: {name}={default!r})"
+    if net.callbacks not in (None, [], "disable"):
+        return f"callbacks={net.callbacks!r}, which look at one network (batched: callbacks=None)"
+    if net.precision == "float16":
+        return "precision='float16', which scales gradients (batched: 'bfloat16' or 'float32')"
+    if net.optimizer not in _ELEMENTWISE:
+        names = ", ".join(getattr(known, "__name__", repr(known)) for known in _ELEMENTWISE)
+        return f"optimizer={net.optimizer!r} (batched, because elementwise: {names})"
+    loader = [name for name in net.get_params(deep=False) if name.startswith("iterator_train__")]
+    return f"{loader[0]}, which asks for a DataLoader" if loader else None
+
+
+def _varies_freely(name: str, is_table: bool) -> bool:
+    """Tell whether candidates that differ in this parameter can be trained together."""
+    if name == "random_state":
+        # Batches of several seeds have one axis more, which images have no room for.
+        return is_table
+    part, _, argument = name.partition("__")
+    if argument:
+        return part in ("criterion", "optimizer") and argument != "param_groups"
+    return name in ("lr", "delta_neg", "beta")
+
+
+def _identify(value: Any) -> Hashable:
+    """Return what tells a parameter's value from others, the same for a copy of it."""
+    try:
+        hash(value)
+    except TypeError:
+        return joblib.hash(value)
+    # 1 and 1.0 are equal, but not as a number of epochs.
+    return type(value), value
 
 
 class _Plan:
@@ -212,12 +279,12 @@ class _Plan:
     def __init__(self, estimator: MaxMarginClassifier, candidates: Any, X: Any) -> None:
         self.candidates = [clone(params, safe=False) for params in candidates]
         self.nets = [clone(estimator).set_params(**params) for params in self.candidates]
-        causes = [why_alone(net) for net in self.nets]
+        causes = [_why_alone(net) for net in self.nets]
         self.causes = sorted({cause for cause in causes if cause})
         groups: dict[Hashable, list[int]] = {}
         for i, (params, net) in enumerate(zip(self.candidates, self.nets, strict=True)):
             is_table = np.ndim(X) == 2 and net.image_shape is None
-            fixed = {n: value for n, value in params.items() if not varies_freely(n, is_table)}
+            fixed = {n: value for n, value in params.items() if not _varies_freely(n, is_table)}
             groups.setdefault(i if causes[i] else _key(fixed), []).append(i)
         self.blocks = [part for group in groups.values() for part in self._parts(group)]
 
