@@ -39,7 +39,8 @@ class NotFittedError(NotInitializedError, SklearnNotFittedError):
 class ContractClassifier(NeuralNetClassifier):
     """Checks, label encoding, seeds and predictions, as scikit-learn has them.
 
-    A subclass brings the constructor (with ``image_shape`` and ``random_state``) and the parts:
+    A subclass brings the constructor (with ``image_shape``, ``init_backbone`` and
+    ``random_state``) and the parts:
     module, loss, optimizer, iterators.
     """
 
@@ -47,6 +48,7 @@ class ContractClassifier(NeuralNetClassifier):
     history_ = None
     initialized_ = False
     layout_: inputs.Layout | None
+    init_backbone: Any
     class_counts_: np.ndarray
     virtual_params_: dict[str, Any] = {}  # noqa: RUF012 (replaced, never changed)
 
@@ -59,7 +61,7 @@ class ContractClassifier(NeuralNetClassifier):
     def __setattr__(self, name: str, value: Any) -> None:
         # skorch takes any torch module that is assigned for a part of the net; as a parameter it
         # is only what a part will be made from.
-        if name in ("module", "loss"):
+        if name in ("module", "loss", "init_backbone"):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -88,6 +90,10 @@ class ContractClassifier(NeuralNetClassifier):
 
     def set_params(self, **kwargs: Any) -> ContractClassifier:
         """Set parameters, as scikit-learn and skorch do; what they hold is checked in fit."""
+        for name in [name for name in kwargs if name.startswith("init_backbone__")]:
+            # skorch knows parts of its own only.
+            inner = name.removeprefix("init_backbone__")
+            kwargs.get("init_backbone", self.init_backbone).set_params(**{inner: kwargs.pop(name)})
         if not self.initialized_ and "callbacks" in kwargs:
             # skorch would make them at once.
             self.callbacks = kwargs.pop("callbacks")

@@ -30,6 +30,7 @@ from imbmargin.parts import (
     check_module,
     default_schedule,
     fused_step,
+    load_backbone,
     loss_arguments,
     module_arguments,
     optimizer_defaults,
@@ -96,6 +97,11 @@ callable or None, default=None
     image_shape : tuple of int, default=None
         (channels, height, width) of images that come flattened to rows, so that 2-D tools can
         stand before the network, or whose channel axis is ambiguous.
+    init_backbone : Module, estimator or None, default=None
+        Where ``module_.backbone`` starts from: a network, a fitted classifier, or a pre-trainer
+        such as `imbmargin.pretraining.RotationPretrainer`, which is fitted on the training part
+        first unless it is fitted already (`sklearn.frozen.FrozenEstimator` keeps it so in copies).
+        The head starts anew, and nothing is frozen.
     optimizer : torch optimizer class or "auto", default="auto"
         "auto": SGD with momentum 0.9 and weight decay 2e-4 for images (the paper's), AdamW for
         tables. ``optimizer__*`` reaches its constructor.
@@ -156,6 +162,8 @@ callable or None, default=None
         Names of the columns, if X has string names.
     history_ : skorch History
         A row for each epoch.
+    pretraining_history_ : skorch History
+        That of the pre-trainer, if ``init_backbone`` is one.
     module_, criterion_, optimizer_ : object
         The fitted parts.
     logit_scale_ : float
@@ -206,6 +214,7 @@ callable or None, default=None
         drs_epoch: Any = None,
         augment: Any = "auto",
         image_shape: tuple[int, int, int] | None = None,
+        init_backbone: Any = None,
         optimizer: Any = "auto",
         lr: Any = "auto",
         lr_schedule: Any = "auto",
@@ -261,6 +270,7 @@ callable or None, default=None
         self.drs_epoch = drs_epoch
         self.augment = augment
         self.image_shape = image_shape
+        self.init_backbone = init_backbone
         self.lr_schedule = lr_schedule
         self.precision = precision
         self.checkpoint_dir = checkpoint_dir
@@ -385,6 +395,12 @@ callable or None, default=None
         if norm is not None and not norm.is_fitted:
             batches = self._statistics_batches(train, norm.num_channels)
             norm.set_statistics(*channel_statistics(batches))
+        if self.init_backbone is not None and not len(self.history):
+            source = self.init_backbone
+            if hasattr(source, "pretrain_for"):
+                source = source.pretrain_for(self, train)
+                self.pretraining_history_ = source.history_
+            load_backbone(self.module_, source)
         shape = None if self._layout is None else self._layout.image_shape
         self.augment_ = make_augment(self.augment, shape)
 

@@ -7,9 +7,21 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from imbmargin.estimator import MaxMarginClassifier
+from sklearn.base import clone
 
-__all__ = ["METHODS", "SOURCES", "make_classifier", "paper_margins", "published_error"]
+from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.pretraining import RotationPretrainer
+
+__all__ = [
+    "METHODS",
+    "SOURCES",
+    "make_classifier",
+    "paper_grid",
+    "paper_margins",
+    "paper_settings",
+    "published_error",
+    "setting_name",
+]
 
 # The paper's 200 epochs defer to epoch 160; as a fraction it holds for every length.
 _DEFERRED = 0.8
@@ -30,6 +42,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "drw_epoch": _DEFERRED,
     },
     "LDAM-DRW": {"loss": "ldam", "class_weight": "effective_number", "drw_epoch": _DEFERRED},
+    "LDAM-DRW+SSP": {
+        "loss": "ldam",
+        "class_weight": "effective_number",
+        "drw_epoch": _DEFERRED,
+        "init_backbone": RotationPretrainer(),
+    },
     "MM-DRW": {"loss": "mm", "class_weight": "effective_number", "drw_epoch": _DEFERRED},
     "MM-LDAM-DRW": {"loss": "mm_ldam", "class_weight": "effective_number", "drw_epoch": _DEFERRED},
 }
@@ -52,6 +70,7 @@ SOURCES: dict[str, str] = {
     "LDAM-HG-DRS": "Cao et al., NeurIPS 2019; head unpublished",
     "M-DRW": "Cao et al., NeurIPS 2019; margin unpublished",
     "LDAM-DRW": "Cao et al., NeurIPS 2019",
+    "LDAM-DRW+SSP": "Yang and Xu, NeurIPS 2020",
     "MM-DRW": "Kang et al., ICIP 2021",
     "MM-LDAM-DRW": "Kang et al., ICIP 2021",
 }
@@ -94,7 +113,8 @@ def make_classifier(
     if name not in METHODS:
         raise ValueError(f"name must be one of {list(METHODS)}, got {name!r}")
     margins = {} if setting is None else paper_margins(setting)
-    return MaxMarginClassifier(**{**METHODS[name], **margins, **overrides})
+    own = {key: clone(value, safe=False) for key, value in METHODS[name].items()}
+    return MaxMarginClassifier(**{**own, **margins, **overrides})
 
 
 def paper_margins(setting: str) -> dict[str, float]:
@@ -123,16 +143,57 @@ def paper_margins(setting: str) -> dict[str, float]:
     >>> paper_margins("cifar10_step_10")
     {'delta_neg': 2.1, 'beta': 1.0}
     """
-    kinds = {"long_tailed": "lt", "step": "step"}
-    rows = [
-        row
+    best = min(paper_grid(setting), key=lambda row: row["error"])
+    return {"delta_neg": best["delta_neg"], "beta": best["beta"]}
+
+
+def paper_grid(setting: str) -> list[dict[str, float]]:
+    """Return what Tables 2 and 3 print for a setting: the errors of MM-DRW over beta and delta_neg.
+
+    Parameters
+    ----------
+    setting : str
+        As in `paper_margins`.
+
+    Returns
+    -------
+    rows : list of dict
+        ``delta_neg``, ``beta`` and ``error`` (%, best epoch of one run).
+
+    Raises
+    ------
+    ValueError
+        If the setting is not in the paper.
+
+    Examples
+    --------
+    >>> from imbmargin.methods import paper_grid
+    >>> [(row["beta"], row["error"]) for row in paper_grid("cifar10_lt_100")]
+    [(1.4, 22.24), (1.5, 21.98), (1.6, 22.43)]
+    """
+    _check_setting(setting)
+    return [
+        {
+            "delta_neg": float(row["delta_neg"]),
+            "beta": float(row["beta"]),
+            "error": float(row["top1_error"]),
+        }
         for row in _table("mm_drw.csv")
-        if f"{row['dataset']}_{kinds[row['imbalance']]}_{row['ratio']}" == setting
+        if setting_name(row["dataset"], row["imbalance"], float(row["ratio"])) == setting
     ]
-    if not rows:
-        raise ValueError(f"setting must be one of {_settings()}, got {setting!r}")
-    best = min(rows, key=lambda row: float(row["top1_error"]))
-    return {"delta_neg": float(best["delta_neg"]), "beta": float(best["beta"])}
+
+
+def setting_name(dataset: str, imbalance: str, ratio: float) -> str:
+    """Return the name of a setting, as `paper_margins` takes it; it need not be in the paper.
+
+    Examples
+    --------
+    >>> from imbmargin.methods import setting_name
+    >>> setting_name("cifar10", "long_tailed", 100)
+    'cifar10_lt_100'
+    """
+    kind = {"long_tailed": "lt"}.get(imbalance, imbalance)
+    return f"{dataset}_{kind}_{ratio:g}"
 
 
 def published_error(name: str, setting: str) -> float | None:
@@ -164,14 +225,19 @@ def published_error(name: str, setting: str) -> float | None:
     rows = {row["method"]: row for row in _table("table1.csv")}
     if name not in rows:
         raise ValueError(f"name must be one of {list(rows)}, got {name!r}")
-    if setting not in _settings():
-        raise ValueError(f"setting must be one of {_settings()}, got {setting!r}")
+    _check_setting(setting)
     cell = rows[name][setting]
     return float(cell) if cell else None
 
 
-def _settings() -> list[str]:
+def paper_settings() -> list[str]:
+    """Return the settings of the paper's Table 1."""
     return [column for column in _table("table1.csv")[0] if column != "method"]
+
+
+def _check_setting(setting: str) -> None:
+    if setting not in paper_settings():
+        raise ValueError(f"setting must be one of {paper_settings()}, got {setting!r}")
 
 
 @cache

@@ -21,6 +21,7 @@ __all__ = [
     "check_module",
     "default_schedule",
     "fused_step",
+    "load_backbone",
     "loss_arguments",
     "module_arguments",
     "optimizer_defaults",
@@ -173,6 +174,51 @@ def adapt_module(module: nn.Module, num_classes: int | None) -> nn.Module:
     if num_classes is not None and size != num_classes:
         replace_head(module, num_classes)
     return module
+
+
+def load_backbone(module: nn.Module, source: Any) -> None:
+    """Copy weights and buffers into a network's backbone; its head stays as it is.
+
+    Parameters
+    ----------
+    module : Module
+        A network with an attribute ``backbone``.
+    source : Module or fitted estimator
+        A backbone, a network that has one, a classifier, or a pre-trainer with ``backbone_``.
+
+    Raises
+    ------
+    TypeError
+        If the source holds no network.
+    ValueError
+        If one of the two has no backbone, or they differ.
+    """
+    found = getattr(source, "backbone_", None)
+    if found is None:
+        network = getattr(source, "module_", source)
+        found = getattr(network, "backbone", network)
+    if not isinstance(found, nn.Module):
+        raise TypeError(
+            f"init_backbone must be a Module, a fitted classifier or a pre-trainer, got {source!r}"
+        )
+    backbone = getattr(module, "backbone", None)
+    if backbone is None:
+        raise ValueError(
+            f"init_backbone needs a module with an attribute `backbone`, {type(module).__name__} "
+            "has none"
+        )
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
+        for part in (found, backbone)
+    ]
+    wrong = [n for n in {**shapes[0], **shapes[1]} if shapes[0].get(n) != shapes[1].get(n)]
+    if wrong:
+        given, own = (part.get(wrong[0], "missing") for part in shapes)
+        raise ValueError(
+            f"init_backbone does not fit the network: {wrong[0]} is {given} there and {own} in "
+            f"{type(module).__name__}; pre-train the same module on images of the same channels"
+        )
+    backbone.load_state_dict(found.state_dict())
 
 
 def check_module(module: nn.Module, layout: Layout, num_classes: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback, EpochTimer, PrintLog, ProgressBar
 from skorch.history import History
 
@@ -83,7 +84,9 @@ def _name_value(value: Any) -> Any:
         return f"{type(value).__name__} {digest.hexdigest()[:12]}"
     named = value if hasattr(value, "__qualname__") else type(value)
     name = f"{named.__module__}.{named.__qualname__}"
-    if isinstance(value, Callback):
+    if hasattr(value, "backbone_"):
+        return {name: _name_value(value.backbone_)}
+    if isinstance(value, (Callback, BaseEstimator)):
         return {name: _name_value(value.get_params(deep=False))}
     return name
 

@@ -14,11 +14,12 @@ ROOT = Path(imbmargin.__file__).parent
 # A module may import from the layers before its own, and from its own.
 LAYERS = [
     {"_version", "_figure", "weights", "metrics", "data.imbalance", "data.selection", "randomness"},
-    {"losses", "modules", "data", "samplers"},
+    {"losses", "modules", "data", "samplers", "datasets"},
     {"parts", "callbacks", "checkpoint"},
     {"contract", "resume"},
     {"loop"},
     {"estimator"},
+    {"pretraining"},
     {"methods", "_batched", "search"},
     {"benchmark"},
 ]

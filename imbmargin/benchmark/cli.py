@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,12 +14,15 @@ from joblib import cpu_count
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from imbmargin._version import __version__
-from imbmargin.benchmark.contenders import CONTENDERS, DEFAULT_METHODS
+from imbmargin.benchmark.contenders import BASELINES, CONTENDERS, DEFAULT_METHODS
 from imbmargin.benchmark.jobs import IMBALANCES, DataSpec, Job, load_data
+from imbmargin.benchmark.paper import PAPER_EPOCHS, TABLES, table_jobs
+from imbmargin.benchmark.published import paper_tables, schedule_note
 from imbmargin.benchmark.report import write_report
 from imbmargin.benchmark.runner import read_records, run_jobs
 from imbmargin.benchmark.table import as_text
-from imbmargin.data.datasets import EMBEDDED
+from imbmargin.data.cifar import CIFAR_CLASSES, guess_cifar, read_batches
+from imbmargin.datasets import EMBEDDED
 from imbmargin.losses import LOSSES
 from imbmargin.methods import METHODS, SOURCES
 
@@ -28,7 +32,8 @@ _EXAMPLES = """examples:
   imbmargin benchmark
   imbmargin benchmark --data payments.csv --target fraud
   imbmargin benchmark --data photos/ --image-size 32 --methods ERM MM-LDAM-DRW --epochs 200
-  imbmargin benchmark --data cifar10/ --imbalance long_tailed --ratio 100 --methods MM-LDAM-DRW
+  imbmargin benchmark table1 --data cifar10/ --seeds 3 --precision bfloat16
+  imbmargin benchmark table2 --data cifar10/ --imbalance long_tailed step --ratio 10 100
 """
 
 
@@ -93,29 +98,59 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     names = ", ".join(EMBEDDED)
     add(
+        "experiment",
+        nargs="?",
+        choices=("compare", *TABLES),
+        default="compare",
+        help="compare: methods on data of your choice. table1: the methods of the paper on CIFAR. "
+        "table2, table3: MM-DRW over the published beta and delta_neg, on CIFAR-10 and CIFAR-100 "
+        "(default: compare)",
+    )
+    add(
         "--data",
         nargs="+",
-        default=["digits", "breast_cancer"],
         metavar="DATA",
         help=f"embedded data ({names}), a CSV or Parquet file, or a folder of images with a "
-        "folder for each class (default: digits breast_cancer)",
+        "folder for each class (default: digits breast_cancer). For a table: the folder of CIFAR, "
+        "with train/ and test/ or with the published batches",
     )
+    add(
+        "--dataset",
+        choices=CIFAR_CLASSES,
+        help="which data set the folder of a table holds (default: by its number of classes)",
+    )
+    add("--download", action="store_true", help="let torchvision fetch CIFAR into the folder")
     add("--target", metavar="COLUMN", help="column of the labels, of a CSV or Parquet file")
     add(
         "--methods",
         nargs="+",
-        default=list(DEFAULT_METHODS),
         choices=CONTENDERS,
         metavar="METHOD",
-        help=f"what is compared: {', '.join(CONTENDERS)} (default: {' '.join(DEFAULT_METHODS)})",
+        help=f"what is compared: {', '.join(CONTENDERS)} (default: {' '.join(DEFAULT_METHODS)}; "
+        "for table1 all that it has)",
+    )
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="arguments of MaxMarginClassifier for every method, such as criterion__scale=10",
     )
     add(
         "--imbalance",
+        nargs="+",
         choices=IMBALANCES,
-        help="subset of the training part (default: long_tailed for embedded data, none for "
-        "your own)",
+        help="subsets of the training part (default: long_tailed for embedded data and tables, "
+        "none for your own)",
     )
-    add("--ratio", type=float, help="imbalance ratio of the subset (default: 20)")
+    add(
+        "--ratio",
+        nargs="+",
+        type=float,
+        help="imbalance ratios of the subsets (default: 20; for tables 100)",
+    )
     add(
         "--n-max",
         type=_positive,
@@ -123,7 +158,12 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
         help="rows of the most frequent class of the subset (default: all it has)",
     )
     add("--seeds", type=_positive, default=3, metavar="N", help="number of seeds (default: 3)")
-    add("--epochs", type=_positive, default=40, help="epochs of the networks (default: 40)")
+    add(
+        "--epochs",
+        type=_positive,
+        help="epochs of the networks (default: 40; for tables 200, the papers' number: warm-up, "
+        "drops of the rate and deferral move in proportion)",
+    )
     add(
         "--out",
         type=Path,
@@ -158,44 +198,99 @@ def _positive(text: str) -> int:
     return value
 
 
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must have the form name=value, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
 def _data_specs(options: argparse.Namespace) -> list[DataSpec]:
-    specs = []
-    for source in dict.fromkeys(options.data):
-        own = source not in EMBEDDED
-        imbalance = options.imbalance or ("none" if own else "long_tailed")
-        if imbalance == "none" and (options.ratio is not None or options.n_max is not None):
-            raise _UserError(f"--ratio and --n-max make a subset of {source}: add --imbalance")
-        is_file = own and Path(source).is_file()
-        if is_file and options.target is None:
-            raise _UserError(f"--data {source} needs --target, the column of the labels")
-        specs.append(
-            DataSpec(
-                source,
-                options.target if is_file else None,
-                imbalance,
-                20.0 if options.ratio is None or imbalance == "none" else options.ratio,
-                options.n_max,
-                options.image_size if own and not is_file else None,
-            )
+    return [
+        spec
+        for source in dict.fromkeys(options.data or ["digits", "breast_cancer"])
+        for spec in _specs_of(source, options)
+    ]
+
+
+def _specs_of(source: str, options: argparse.Namespace) -> list[DataSpec]:
+    own = source not in EMBEDDED
+    imbalances = options.imbalance or ["none" if own else "long_tailed"]
+    if "none" in imbalances and (options.ratio is not None or options.n_max is not None):
+        raise _UserError(f"--ratio and --n-max make a subset of {source}: add --imbalance")
+    is_file = own and Path(source).is_file()
+    if is_file and options.target is None:
+        raise _UserError(f"--data {source} needs --target, the column of the labels")
+    ratios = options.ratio or [20.0]
+    return [
+        DataSpec(
+            source,
+            options.target if is_file else None,
+            imbalance,
+            ratio,
+            options.n_max,
+            options.image_size if own and not is_file else None,
         )
-    return specs
+        for imbalance in imbalances
+        for ratio in ratios
+    ]
+
+
+def _compared_jobs(options: argparse.Namespace) -> list[Job]:
+    if options.dataset or options.download:
+        raise _UserError("--dataset and --download belong to table1, table2 and table3")
+    methods = options.methods or DEFAULT_METHODS
+    baselines = [name for name in methods if name in BASELINES]
+    if options.set and baselines:
+        raise _UserError(f"--set is for the networks; {baselines} of --methods take no arguments")
+    arguments = tuple(sorted(dict(options.set).items()))
+    epochs = options.epochs or 40
+    return [
+        Job(spec, method, seed, epochs, options.precision, arguments)
+        for spec in _data_specs(options)
+        for seed in range(options.seeds)
+        for method in dict.fromkeys(methods)
+    ]
+
+
+def _table_jobs(options: argparse.Namespace) -> list[Job]:
+    table, methods = options.experiment, options.methods or list(METHODS)
+    if len(options.data or []) != 1:
+        raise _UserError(f"{table} needs --data with the folder of CIFAR")
+    foreign = [name for name in methods if name not in METHODS]
+    if foreign or (options.methods and table != "table1"):
+        raise _UserError(f"{table} has no rows {foreign or methods}; --methods is for table1")
+    root = Path(options.data[0])
+    if options.download and options.dataset:
+        read_batches(root, options.dataset, download=True)
+    dataset = options.dataset or guess_cifar(root)
+    if table != "table1" and dataset != {"table2": "cifar10", "table3": "cifar100"}[table]:
+        raise _UserError(f"{table} is not of {dataset}: table2 is of cifar10, table3 of cifar100")
+    specs = [
+        DataSpec(options.data[0], None, imbalance, ratio, options.n_max, None, dataset)
+        for imbalance in options.imbalance or ["long_tailed"]
+        for ratio in options.ratio or [100.0]
+    ]
+    rows = [name for name in METHODS if name in methods]
+    epochs = options.epochs or PAPER_EPOCHS
+    return table_jobs(
+        table, specs, rows, options.seeds, epochs, options.precision, dict(options.set)
+    )
 
 
 def _benchmark(options: argparse.Namespace, command: str) -> int:
-    specs = _data_specs(options)
-    jobs = [
-        Job(spec, method, seed, options.epochs, options.precision)
-        for spec in specs
-        for seed in range(options.seeds)
-        for method in dict.fromkeys(options.methods)
-    ]
-    for spec in reversed(specs):
-        try:
+    compares = options.experiment == "compare"
+    try:
+        jobs = _compared_jobs(options) if compares else _table_jobs(options)
+        for spec in reversed(list(dict.fromkeys(job.data for job in jobs))):
             # Last the first, which then is there for the first job.
             load_data(spec, 0)
-        except (ValueError, OSError, ImportError) as error:
-            raise _UserError(str(error)) from error
-    whole_machine = any(spec.is_folder for spec in specs)
+    except (ValueError, OSError, ImportError) as error:
+        raise _UserError(str(error)) from error
+    whole_machine = any(job.data.is_folder for job in jobs)
     n_jobs = options.jobs or (1 if whole_machine else min(cpu_count(), len(jobs)))
     results = options.out / "jobs"
     try:
@@ -221,8 +316,12 @@ def _conclude(records: list[dict[str, Any]], out: Path) -> int:
     groups = write_report(records, out)
     for group in groups:
         print(f"\n{group.title}")
-        if group.records:
-            print(as_text(group))
+        if group.setting is not None:
+            print(schedule_note(group.job["epochs"]))
+            for caption, rows in paper_tables(group):
+                print(f"\n{caption}\n{as_text(rows)}")
+        elif group.records:
+            print(as_text(group.rows()))
         for record in group.failed:
             job = record["job"]
             print(f"failed: {job['method']}, seed {job['seed']}: {record['error']}")

@@ -17,23 +17,29 @@ import numpy as np
 import torch
 from imblearn.metrics import geometric_mean_score
 from joblib import cpu_count
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, confusion_matrix
 
 from imbmargin.benchmark.contenders import make_contender, training_settings
+from imbmargin.benchmark.epochs import TestErrors, watch
 from imbmargin.callbacks import resolve_epoch
-from imbmargin.data.datasets import (
+from imbmargin.data.images import find_test_folder
+from imbmargin.data.imbalance import long_tailed_indices, step_indices
+from imbmargin.datasets import (
     EMBEDDED,
     TrainTest,
+    load_cifar,
     load_embedded,
     load_image_folder,
     load_table_file,
 )
-from imbmargin.data.images import find_test_folder
-from imbmargin.data.imbalance import long_tailed_indices, step_indices
-from imbmargin.metrics import balanced_accuracy, group_accuracy, per_class_error
+from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.metrics import balanced_accuracy, group_accuracy, per_class_error, sample_margins
 
 __all__ = ["DataSpec", "Job", "environment", "load_data", "run_job"]
 
+# The test part is looked at from the epoch on at which the methods of the papers defer.
+_DEFERRED = 0.8
+MARGIN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 IMBALANCES = ("long_tailed", "step", "none")
 _INDICES = {"long_tailed": long_tailed_indices, "step": step_indices}
 
@@ -45,7 +51,7 @@ class DataSpec:
     Parameters
     ----------
     source : str
-        A name of `imbmargin.data.datasets.EMBEDDED`, a CSV or Parquet file, or a folder of images.
+        A name of `imbmargin.datasets.EMBEDDED`, a CSV or Parquet file, or a folder of images.
     target : str, default=None
         Column of the labels, of a file.
     imbalance : {"long_tailed", "step", "none"}, default="none"
@@ -56,6 +62,8 @@ class DataSpec:
         Rows of the most frequent class of the subset; by default all that it has.
     image_size : int, default=None
         Pixels to which images of a folder are brought.
+    dataset : {"cifar10", "cifar100"}, default=None
+        What the folder must hold, completely.
     """
 
     source: str
@@ -64,6 +72,7 @@ class DataSpec:
     ratio: float = 20.0
     n_max: int | None = None
     image_size: int | None = None
+    dataset: str | None = None
 
     @property
     def name(self) -> str:
@@ -113,6 +122,8 @@ class Job:
         Epochs of the networks.
     precision : str, default="float32"
         As in `MaxMarginClassifier`.
+    arguments : tuple of (str, value), default=()
+        Further arguments of `MaxMarginClassifier`, before those of the method.
     """
 
     data: DataSpec
@@ -120,6 +131,17 @@ class Job:
     seed: int
     epochs: int
     precision: str = "float32"
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The method and its further arguments, in words."""
+        return " ".join([self.method, *(f"{name}={value}" for name, value in self.arguments)])
+
+    @property
+    def title(self) -> str:
+        """Data set, method and seed, in words."""
+        return f"{self.data.name} {self.label} seed {self.seed}"
 
     @property
     def file_name(self) -> str:
@@ -142,7 +164,7 @@ def load_data(data: DataSpec, seed: int) -> TrainTest:
         If they cannot be loaded, or the subset is not possible.
     """
     # A folder with a test part, and the protocol's own choice of rows, are the same for all seeds.
-    fixed = data.is_folder and find_test_folder(Path(data.source)) is not None
+    fixed = data.is_folder and (data.dataset or find_test_folder(Path(data.source)) is not None)
     return _load(data, 0 if fixed else seed)
 
 
@@ -151,6 +173,8 @@ def _load(data: DataSpec, seed: int) -> TrainTest:
     options: dict[str, Any] = {"choose": data.choose(seed), "random_state": seed}
     if data.source in EMBEDDED:
         return load_embedded(data.source, **options)
+    if data.dataset is not None:
+        return load_cifar(data.source, data.dataset, choose=data.choose(seed))
     if data.is_folder:
         return load_image_folder(data.source, image_size=data.image_size, **options)
     if not Path(data.source).exists():
@@ -161,7 +185,7 @@ def _load(data: DataSpec, seed: int) -> TrainTest:
 
 
 def run_job(
-    job: Job, callbacks: list[Any] | None = None, checkpoint_dir: Path | None = None
+    job: Job, shows_epochs: bool = False, checkpoint_dir: Path | None = None
 ) -> dict[str, Any]:
     """Train and test; return a record that JSON can hold. An error becomes part of it.
 
@@ -169,8 +193,8 @@ def run_job(
     ----------
     job : Job
         What to do.
-    callbacks : list, default=None
-        skorch callbacks for the methods, such as one that shows progress.
+    shows_epochs : bool, default=False
+        Whether a bar shows the epochs of a network.
     checkpoint_dir : Path, default=None
         Where methods keep the state of their training after every epoch, and go on from.
 
@@ -186,9 +210,11 @@ def run_job(
     >>> record["status"], record["scores"]["accuracy"] > 0.8
     ('done', True)
     """
-    record: dict[str, Any] = {"format": 1, "job": asdict(job), "environment": environment()}
+    # In the form in which it comes back from a file: with lists for tuples.
+    described = json.loads(json.dumps(asdict(job)))
+    record: dict[str, Any] = {"format": 1, "job": described, "environment": environment()}
     try:
-        return {**record, "status": "done", **_measure(job, callbacks, checkpoint_dir)}
+        return {**record, "status": "done", **_measure(job, shows_epochs, checkpoint_dir)}
     except Exception as error:
         return {
             **record,
@@ -198,8 +224,9 @@ def run_job(
         }
 
 
-def _measure(job: Job, callbacks: list[Any] | None, checkpoint_dir: Path | None) -> dict[str, Any]:
+def _measure(job: Job, shows_epochs: bool, checkpoint_dir: Path | None) -> dict[str, Any]:
     data = load_data(job.data, job.seed)
+    X_train, X_test = (X.reshape(len(X), -1) for X in (data.X_train, data.X_test))
     classes, counts = np.unique(data.y_train, return_counts=True)
     model = make_contender(
         job.method,
@@ -208,17 +235,18 @@ def _measure(job: Job, callbacks: list[Any] | None, checkpoint_dir: Path | None)
         max_epochs=job.epochs,
         random_state=job.seed,
         precision=job.precision,
-        callbacks=callbacks,
         checkpoint_dir=checkpoint_dir,
+        **dict(job.arguments),
     )
+    if isinstance(model, MaxMarginClassifier):
+        first = resolve_epoch(_DEFERRED, job.epochs, "start")
+        watch(model, TestErrors(X_test, data.y_test, first), job.title if shows_epochs else None)
     start = time.perf_counter()
-    model.fit(data.X_train.reshape(len(data.X_train), -1), data.y_train)
+    model.fit(X_train, data.y_train)
     fitted = time.perf_counter()
-    predicted = model.predict(data.X_test.reshape(len(data.X_test), -1))
-    # Of a job that went on, the epochs before count too.
-    epochs = sum(row["dur"] for row in getattr(model, "history_", None) or [])
-    seconds = {"fit": max(fitted - start, epochs), "predict": time.perf_counter() - fitted}
-    return {
+    predicted = model.predict(X_test)
+    seconds = {"fit": fitted - start, "predict": time.perf_counter() - fitted}
+    record = {
         "images": data.image_shape is not None,
         "settings": training_settings(len(data.y_train), data.image_shape),
         "sample_shape": list(data.X_train.shape[1:]),
@@ -229,9 +257,17 @@ def _measure(job: Job, callbacks: list[Any] | None, checkpoint_dir: Path | None)
         "test_counts": [int((data.y_test == label).sum()) for label in classes],
         "scores": _scores(data.y_test, predicted, counts, classes),
         "per_class_error": _finite(per_class_error(data.y_test, predicted, labels=classes)),
+        "confusion": confusion_matrix(data.y_test, predicted, labels=classes).tolist(),
         "seconds": seconds,
-        **_training(model, job, len(data.y_train) * job.epochs / seconds["fit"]),
     }
+    if getattr(model, "history_", None) is None:
+        return record
+    # Of a job that went on, the epochs before count too; the test part's predictions do not.
+    seconds["fit"] = sum(row["dur"] for row in model.history_)
+    scores = model.decision_function(X_test)
+    margins = sample_margins(scores, np.searchsorted(classes, data.y_test))
+    record["margins"] = [_quantiles(margins[data.y_test == label]) for label in classes]
+    return {**record, **_training(model, job, len(data.y_train))}
 
 
 def _scores(
@@ -251,17 +287,25 @@ def _finite(values: Any) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def _training(model: Any, job: Job, rows_per_second: float) -> dict[str, Any]:
-    history = getattr(model, "history_", None)
-    if history is None:
-        return {}
+def _quantiles(margins: np.ndarray) -> list[float] | None:
+    return np.quantile(margins, MARGIN_QUANTILES).tolist() if len(margins) else None
+
+
+def _training(model: Any, job: Job, n_train: int) -> dict[str, Any]:
     starts = [
         resolve_epoch(getattr(model, name), job.epochs, name) for name in ("drw_epoch", "drs_epoch")
     ]
+    tested = [row for row in model.history_ if "test_error" in row]
+    best = min(tested, key=lambda row: float(row["test_error"]))
+    kept = ("epoch", "train_loss", "test_error")
+    before = getattr(model, "pretraining_history_", None)
     return {
-        "history": [{"epoch": r["epoch"], "train_loss": r["train_loss"]} for r in history],
+        "pretraining": before
+        and {"epochs": len(before), "seconds": sum(row["dur"] for row in before)},
+        "history": [{key: row[key] for key in kept if key in row} for row in model.history_],
+        "best_epoch": {"epoch": best["epoch"], "error": best["test_error"]},
         "deferred_epoch": max((s for s in starts if s), default=None),
-        "rows_per_second": rows_per_second,
+        "rows_per_second": n_train * job.epochs / sum(row["dur"] for row in model.history_),
     }
 
 
@@ -274,6 +318,16 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
         "cores": cpu_count(),
         "gpu": cuda,
     }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from imbmargin.benchmark.table import COLUMNS, Group, as_csv, as_markdown, group_records
+from imbmargin.benchmark.figures import draw_figures
+from imbmargin.benchmark.published import Table, paper_tables, schedule_note
+from imbmargin.benchmark.table import COLUMNS, Group, Rows, as_csv, as_markdown, group_records
 
 __all__ = ["write_report"]
 
@@ -31,7 +33,8 @@ th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid #ddd
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 th { border-bottom: 2px solid #888; } td.best { font-weight: 700; }
 img { max-width: 100%; height: auto; } figure { margin: 1.5rem 0; }
-figcaption, .small { color: #555; font-size: .875rem; } .failed { color: #a40000; }
+caption { text-align: left; }
+figcaption, caption, .small { color: #555; font-size: .875rem; } .failed { color: #a40000; }
 code { overflow-wrap: anywhere; }
 """
 
@@ -67,8 +70,8 @@ def write_report(records: list[dict[str, Any]], out: Path) -> list[Group]:
     sections, markdown = [], ["# Benchmark", "", _NOTES, ""]
     markdown += [*(f"    {command}" for command in _commands(records)), ""]
     for number, group in enumerate(groups, 1):
-        prefix = f"{Path(group.job['data']['source']).stem}-{number}"
-        figures = _draw(group, folder, prefix) if group.records else []
+        prefix = f"{group.name}-{number}"
+        figures = draw_figures(group, folder, prefix) if group.records else []
         sections.append(_section(group, figures))
         markdown += _markdown_section(group, figures)
     markdown += ["", _environment(records), ""]
@@ -94,7 +97,16 @@ def _describe(group: Group) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in first["settings"].items())
     text += f" Small data: {settings}." if settings else ""
     rates = [f"{name} {rate:,.0f}" for name, rate in _rates(group).items()]
-    return text + (f" Training {kind} per second: {', '.join(rates)}." if rates else "")
+    text += f" Training {kind} per second: {', '.join(rates)}." if rates else ""
+    return text if group.setting is None else f"{schedule_note(group.job['epochs'])} {text}"
+
+
+def _tables(group: Group) -> list[Table]:
+    """Return the tables of a group, with their captions."""
+    if not group.records:
+        return []
+    scores = [("Scores after the last epoch (%)", group.rows())]
+    return scores if group.setting is None else [*paper_tables(group), *scores]
 
 
 def _rates(group: Group) -> dict[str, float]:
@@ -114,15 +126,15 @@ def _failures(group: Group) -> list[str]:
 
 def _markdown_section(group: Group, figures: list[tuple[Path, str]]) -> list[str]:
     lines = [f"## {group.title}", "", _describe(group), ""]
-    lines += [as_markdown(group), ""] if group.records else []
+    for caption, rows in _tables(group):
+        lines += [f"{caption}:", "", as_markdown(rows), ""]
     lines += [f"![{text}](figures/{path.name})" for path, text in figures]
     return [*lines, "", *(f"- {failure}" for failure in _failures(group)), ""]
 
 
 def _section(group: Group, figures: list[tuple[Path, str]]) -> str:
     parts = [f"<h2>{escape(group.title)}</h2>", f"<p>{escape(_describe(group))}</p>"]
-    if group.records:
-        parts.append(_table(group))
+    parts += [_table(caption, rows, group.best()) for caption, rows in _tables(group)]
     parts += [f'<p class="failed">{escape(failure)}</p>' for failure in _failures(group)]
     for path, text in figures:
         data = base64.b64encode(path.read_bytes()).decode()
@@ -131,13 +143,12 @@ def _section(group: Group, figures: list[tuple[Path, str]]) -> str:
     return "\n".join(parts)
 
 
-def _table(group: Group) -> str:
-    head, *rows = group.rows()
+def _table(caption: str, rows: Rows, best: dict[str, str]) -> str:
+    head, *others = rows
     headings = {heading: column for column, heading in COLUMNS.items()}
-    best = group.best()
     cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    lines = [f"<tr>{cells}</tr>"]
-    for row in rows:
+    lines = [f"<caption>{escape(caption)}</caption>", f"<tr>{cells}</tr>"]
+    for row in others:
         marks = [
             ' class="best"' if best.get(headings.get(name, "")) == row[0] else "" for name in head
         ]
@@ -175,61 +186,3 @@ def _page(sections: list[str], records: list[dict[str, Any]]) -> str:
 </body>
 </html>
 """
-
-
-def _draw(group: Group, folder: Path, prefix: str) -> list[tuple[Path, str]]:
-    """Draw the figures of a group; return their files and captions."""
-    import matplotlib
-
-    from imbmargin import plotting
-
-    first = group.records[0]
-    classes, counts = first["classes"], np.array(first["class_counts"])
-    errors = {
-        name: np.mean(np.array([r["per_class_error"] for r in records], dtype=float), axis=0)
-        for name, records in group.by_method.items()
-    }
-    # Without a screen: the caller's choice of a backend is left alone.
-    with matplotlib.rc_context({"figure.dpi": 150, "backend": "agg"}):
-        splits = {"training": counts, "test": np.array(first["test_counts"])}
-        drawn = {
-            "classes": plotting.ClassDistributionDisplay(splits, classes).plot().figure_,
-            "errors": plotting.PerClassErrorDisplay(errors, counts, classes).plot().figure_,
-        }
-        if any("history" in record for record in group.records):
-            drawn["curves"] = _draw_curves(group)
-    captions = {
-        "classes": "Rows of each class.",
-        "errors": "Error of each class, from the most frequent to the rarest; mean over the seeds.",
-        "curves": "Training loss of the first seed; the dashed line is where re-weighting begins.",
-    }
-    return [
-        _save(figure, folder / f"{prefix}-{name}.png", captions[name])
-        for name, figure in drawn.items()
-    ]
-
-
-def _draw_curves(group: Group) -> Any:
-    import matplotlib.pyplot as plt
-
-    from imbmargin.plotting import TrainingCurvesDisplay
-
-    shown = {n: rs[0] for n, rs in group.by_method.items() if "history" in rs[0]}
-    columns = min(2, len(shown))
-    rows = -(-len(shown) // columns)
-    size = (4 * columns, 2.6 * rows)
-    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for panel, (name, record) in zip(panels.flat, shown.items(), strict=False):
-        display = TrainingCurvesDisplay(record["history"], record["deferred_epoch"])
-        display.plot(panel).ax_.set_title(name, loc="right")
-    for panel in panels.flat[len(shown) :]:
-        panel.remove()
-    return figure
-
-
-def _save(figure: Any, path: Path, caption: str) -> tuple[Path, str]:
-    import matplotlib.pyplot as plt
-
-    figure.savefig(path)
-    plt.close(figure)
-    return path, caption

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, cpu_count, delayed, parallel_config
-from skorch.callbacks import Callback
 from tqdm.auto import tqdm
 
 from imbmargin.benchmark.jobs import Job, run_job
@@ -75,48 +74,21 @@ def _run(
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
     if n_jobs == 1:
         for job in jobs:
-            yield _run_one(job, checkpoints, [_EpochBar(job)])
+            yield _run_one(job, checkpoints, shows_epochs=True)
         return
     # Each job gets its share of the cores: more threads would wait for one another.
     threads = max(1, cpu_count() // n_jobs)
     with parallel_config(backend="loky", inner_max_num_threads=threads):
         parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
-        yield from parallel(delayed(_run_one)(job, checkpoints, None) for job in jobs)
+        yield from parallel(delayed(_run_one)(job, checkpoints) for job in jobs)
 
 
-def _run_one(
-    job: Job, checkpoints: Path, callbacks: list[Any] | None
-) -> tuple[Job, dict[str, Any]]:
-    return job, run_job(job, callbacks, _checkpoint_folder(job, checkpoints))
+def _run_one(job: Job, checkpoints: Path, shows_epochs: bool = False) -> tuple[Job, dict[str, Any]]:
+    return job, run_job(job, shows_epochs, _checkpoint_folder(job, checkpoints))
 
 
 def _checkpoint_folder(job: Job, checkpoints: Path) -> Path:
     return checkpoints / Path(job.file_name).stem
-
-
-class _EpochBar(Callback):
-    """Show the epochs of a job that runs in this process."""
-
-    only_shows = True
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-
-    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
-        text = f"{self.job.data.name} {self.job.method} seed {self.job.seed}"
-        self.bar_ = tqdm(total=net.max_epochs, desc=text, unit="epoch", leave=False, position=1)
-
-    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
-        if self.bar_.n == 0:
-            # A job that goes on does not begin with the first.
-            self.bar_.initial = self.bar_.n = len(net.history) - 1
-
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        self.bar_.set_postfix_str(f"loss {net.history[-1]['train_loss']:.3f}", refresh=False)
-        self.bar_.update()
-
-    def on_train_end(self, net: Any, **kwargs: Any) -> None:
-        self.bar_.close()
 
 
 def _describe(record: dict[str, Any]) -> str:

@@ -11,8 +11,21 @@ from typing import Any
 import numpy as np
 
 from imbmargin.benchmark.contenders import CONTENDERS
+from imbmargin.benchmark.paper import setting_of, table_arguments
 
-__all__ = ["COLUMNS", "Group", "as_csv", "as_markdown", "as_text", "group_records"]
+__all__ = [
+    "COLUMNS",
+    "Group",
+    "Rows",
+    "as_csv",
+    "as_markdown",
+    "as_text",
+    "group_records",
+    "spread",
+]
+
+Rows = list[list[str]]
+"""A table: a heading, and rows of text."""
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -53,13 +66,26 @@ class Group:
         data = self.job["data"]
         made = {"long_tailed": "long-tailed", "step": "step"}.get(data["imbalance"])
         subset = f", {made}, ratio {data['ratio']:g}" if made else ", as it is"
-        return f"{Path(data['source']).stem}{subset}, {self.job['epochs']} epochs"
+        return f"{self.name}{subset}, {self.job['epochs']} epochs"
+
+    @property
+    def name(self) -> str:
+        """Short name of the data set."""
+        data = self.job["data"]
+        return str(data.get("dataset") or Path(data["source"]).stem)
+
+    @property
+    def setting(self) -> str | None:
+        """Name of the setting, if this is a data set of the paper."""
+        return setting_of(self.job["data"]) if self.job["data"].get("dataset") else None
 
     @property
     def by_method(self) -> dict[str, list[dict[str, Any]]]:
-        """Records of each method, in the order of the methods."""
-        methods = [name for name in CONTENDERS if any(_method(r) == name for r in self.records)]
-        return {name: [r for r in self.records if _method(r) == name] for name in methods}
+        """Records of each method (and further arguments), in the order of the methods."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for record in sorted(self.records, key=lambda r: CONTENDERS.index(r["job"]["method"])):
+            found.setdefault(_label(record), []).append(record)
+        return found
 
     def scores(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the values over the seeds (in percent; seconds of fit) by method and score."""
@@ -82,28 +108,35 @@ class Group:
                 found[column] = pick(known, key=lambda name: known[name])
         return found
 
-    def rows(self) -> list[list[str]]:
+    def rows(self) -> Rows:
         """Return a heading, and a row of text for each method."""
         shown = [
             c for c in COLUMNS if not all(np.isnan(s[c]).all() for s in self.scores().values())
         ]
         table = [["method", *(COLUMNS[c] for c in shown), "seconds"]]
         for name, score in self.scores().items():
-            cells = [_spread(score[column]) for column in shown]
-            table.append([name, *cells, _spread(score["seconds"])])
+            cells = [spread(score[column]) for column in shown]
+            table.append([name, *cells, spread(score["seconds"])])
         return table
 
 
-def _method(record: dict[str, Any]) -> str:
-    return str(record["job"]["method"])
+def _label(record: dict[str, Any]) -> str:
+    """Return the method, with those of its arguments that Table 1 does not have."""
+    job = record["job"]
+    usual = {}
+    if job["data"].get("dataset"):
+        usual = table_arguments(job["method"], setting_of(job["data"]))
+    further = [f"{k}={v}" for k, v in job.get("arguments", []) if usual.get(k) != v]
+    return " ".join([str(job["method"]), *further])
 
 
-def _spread(values: np.ndarray) -> str:
+def spread(values: np.ndarray, digits: int = 1) -> str:
+    """Return mean ± standard deviation, the value alone of one, and a dash for unknown ones."""
     if np.isnan(values).any():
         return "-"
     if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+        return f"{values[0]:.{digits}f}"
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
 
 
 def group_records(records: list[dict[str, Any]]) -> list[Group]:
@@ -117,13 +150,16 @@ def group_records(records: list[dict[str, Any]]) -> list[Group]:
     >>> [group] = group_records([record])
     >>> group.title
     'iris, as it is, 5 epochs'
-    >>> as_text(group).splitlines()[0].split()[:2]
+    >>> as_text(group.rows()).splitlines()[0].split()[:2]
     ['method', 'accuracy']
     """
     keys: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         job = record["job"]
-        key = str((sorted(job["data"].items()), job["epochs"], job["precision"]))
+        data = dict(job["data"])
+        if data.get("dataset"):
+            data["source"] = data["dataset"]  # wherever it lies, it is the same
+        key = str((sorted(data.items()), job["epochs"], job["precision"]))
         keys.setdefault(key, []).append(record)
     return [
         Group(
@@ -134,9 +170,8 @@ def group_records(records: list[dict[str, Any]]) -> list[Group]:
     ]
 
 
-def as_text(group: Group) -> str:
+def as_text(rows: Rows) -> str:
     """Return the table in columns, for a terminal."""
-    rows = group.rows()
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -149,11 +184,11 @@ def as_text(group: Group) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(group: Group) -> str:
+def as_markdown(rows: Rows) -> str:
     """Return the table in Markdown."""
-    head, *rows = group.rows()
+    head, *others = rows
     rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *others])
 
 
 def as_csv(groups: list[Group]) -> str:
@@ -165,7 +200,5 @@ def as_csv(groups: list[Group]) -> str:
         for record in group.records:
             scores = [record["scores"][column] for column in COLUMNS]
             seconds = [record["seconds"]["fit"], record["seconds"]["predict"]]
-            writer.writerow(
-                [group.title, _method(record), record["job"]["seed"], *scores, *seconds]
-            )
+            writer.writerow([group.title, _label(record), record["job"]["seed"], *scores, *seconds])
     return text.getvalue()

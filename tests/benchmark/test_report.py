@@ -84,9 +84,9 @@ def test_other_settings_are_other_groups():
 
 def test_the_text_is_in_columns():
     [group] = group_records(RECORDS)
-    lines = as_text(group).splitlines()
+    lines = as_text(group.rows()).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert as_markdown(group).splitlines()[1].startswith("| --- | ---: |")
+    assert as_markdown(group.rows()).splitlines()[1].startswith("| --- | ---: |")
 
 
 def test_the_csv_has_each_job_as_it_was_measured():

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from imbmargin.benchmark import runner
+from imbmargin.benchmark import epochs, runner
 from imbmargin.benchmark.jobs import DataSpec, Job
 from imbmargin.benchmark.runner import read_record, read_records, run_jobs
 
@@ -89,7 +89,7 @@ def test_a_job_that_was_broken_off_goes_on(tmp_path, monkeypatch):
         if begun == [1, 2, 3, 4]:
             raise SystemExit(143)
 
-    monkeypatch.setattr(runner._EpochBar, "on_epoch_begin", begin)
+    monkeypatch.setattr(epochs.EpochBar, "on_epoch_begin", begin)
     with pytest.raises(SystemExit):
         run_jobs([job], tmp_path / "broken")
     (folder,) = (tmp_path / "broken" / "checkpoints").iterdir()

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from imbmargin.data.datasets import EMBEDDED, load_embedded, load_image_folder, load_table_file
+from imbmargin.datasets import EMBEDDED, load_embedded, load_image_folder, load_table_file
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -18,9 +18,17 @@ from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import _safe_indexing
 from sklearn.utils.multiclass import type_of_target
 
+from imbmargin.data.cifar import CIFAR_CLASSES, is_batches, list_cifar, read_batches
 from imbmargin.data.images import list_images, read_images
 
-__all__ = ["EMBEDDED", "TrainTest", "load_embedded", "load_image_folder", "load_table_file"]
+__all__ = [
+    "EMBEDDED",
+    "TrainTest",
+    "load_cifar",
+    "load_embedded",
+    "load_image_folder",
+    "load_table_file",
+]
 
 Choose = Callable[[NDArray[Any]], NDArray[np.int64]]
 """From the labels of the training part to the rows that are kept."""
@@ -98,7 +106,7 @@ def load_embedded(
 
     Examples
     --------
-    >>> from imbmargin.data.datasets import load_embedded
+    >>> from imbmargin.datasets import load_embedded
     >>> data = load_embedded("digits")
     >>> data.X_train.shape, data.image_shape
     ((1257, 1, 8, 8), (1, 8, 8))
@@ -155,7 +163,7 @@ def load_table_file(
     Examples
     --------
     >>> import tempfile, pathlib
-    >>> from imbmargin.data.datasets import load_table_file
+    >>> from imbmargin.datasets import load_table_file
     >>> lines = ["amount,country,fraud"] + ["1.5,NL,no", "9.0,DE,yes"] * 10
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = pathlib.Path(folder, "payments.csv")
@@ -228,7 +236,7 @@ def load_image_folder(
     --------
     >>> import tempfile, pathlib
     >>> from PIL import Image
-    >>> from imbmargin.data.datasets import load_image_folder
+    >>> from imbmargin.datasets import load_image_folder
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for name in ("cat", "dog"):
     ...         pathlib.Path(folder, name).mkdir()
@@ -244,12 +252,73 @@ def load_image_folder(
         data = _split(name, *train, test_size, random_state)
     else:
         data = TrainTest(name, *train, *test)
-    if choose is not None:
-        data = data.take(choose(data.y_train))
-    paths = np.concatenate([data.X_train, data.X_test])
-    images = read_images(paths, image_size)
+    return _decode(data if choose is None else data.take(choose(data.y_train)), image_size)
+
+
+def _decode(data: TrainTest, image_size: int | None) -> TrainTest:
+    """Put images in the place of their paths."""
+    images = read_images(np.concatenate([data.X_train, data.X_test]), image_size)
     n_train = len(data.X_train)
     return replace(data, X_train=images[:n_train], X_test=images[n_train:])
+
+
+def load_cifar(
+    root: str | Path,
+    dataset: str = "cifar10",
+    *,
+    choose: Choose | None = None,
+    download: bool = False,
+) -> TrainTest:
+    """Load CIFAR-10 or CIFAR-100, with their own training and test parts.
+
+    Parameters
+    ----------
+    root : str or Path
+        Holds ``train`` and ``test`` with a folder of images for each class, or the batches in
+        which the data set is published (``cifar-10-batches-py``), as torchvision has them.
+    dataset : {"cifar10", "cifar100"}, default="cifar10"
+        Which of the two it is.
+    choose : callable, default=None
+        As in `load_embedded`. Of folders only the images that are kept are decoded.
+    download : bool, default=False
+        Whether torchvision may fetch the batches into ``root`` if they are not there.
+
+    Returns
+    -------
+    data : TrainTest
+        uint8 images (n, 3, 32, 32); labels are names, in the order of the published class numbers
+        when they are sorted.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If the data set is unknown, is not in the folder, or is not there completely.
+
+    Notes
+    -----
+    The subsets of the LDAM and MM papers depend on the order of the images. The batches have the
+    published order; images in folders come in the order of their names, so that the subset of a
+    seed holds as many images of each class, but other ones.
+
+    Examples
+    --------
+    >>> from imbmargin import make_long_tailed
+    >>> from imbmargin.datasets import load_cifar
+    >>> data = load_cifar("data/", download=True)                              # doctest: +SKIP
+    >>> X, y = make_long_tailed(
+    ...     data.X_train, data.y_train, imbalance_ratio=100, protocol="ldam")  # doctest: +SKIP
+    """
+    root = Path(root)
+    if dataset not in CIFAR_CLASSES:
+        raise ValueError(f"dataset must be one of {list(CIFAR_CLASSES)}, got {dataset!r}")
+    if download or is_batches(root, dataset):
+        train, test = read_batches(root, dataset, download)
+        data = TrainTest(dataset, *train, *test)
+        return data if choose is None else data.take(choose(data.y_train))
+    data = TrainTest(dataset, *list_cifar(root, dataset))
+    return _decode(data if choose is None else data.take(choose(data.y_train)), None)
 
 
 def _split(name: str, X: Any, y: NDArray[Any], test_size: float, random_state: int) -> TrainTest:

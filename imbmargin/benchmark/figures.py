@@ -1,0 +1,181 @@
+"""The figures of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imbmargin.benchmark.jobs import MARGIN_QUANTILES
+from imbmargin.benchmark.table import Group
+
+__all__ = ["draw_figures"]
+
+Figure = tuple[Path, str]
+"""A file and its caption."""
+
+# Bars of more methods side by side can no longer be told apart.
+_MOST_BARS = 8
+_FEW = ("ERM", "LDAM-DRW", "MM-DRW", "MM-LDAM-DRW")
+
+_CAPTIONS = {
+    "classes": "Rows of each class.",
+    "errors": "Error of each class after the last epoch, from the most frequent to the rarest; "
+    "mean over the seeds.",
+    "curves": "Training loss of the first seed; the dashed line is where re-weighting begins.",
+    "tests": "Test error after each epoch that was looked at, mean over the seeds; the other "
+    "methods in grey.",
+    "margins": "Margins of the test samples of each class after the last epoch, first seed: logit "
+    "of the label less the largest other. Boxes hold the middle half, lines the middle 90 %; "
+    "below 0 are errors.",
+}
+
+
+def draw_figures(group: Group, folder: Path, prefix: str) -> list[Figure]:
+    """Draw the figures of a group into a folder.
+
+    Parameters
+    ----------
+    group : Group
+        Records of one comparison, at least one that is done.
+    folder : Path
+        Where the PNG files go.
+    prefix : str
+        Begins their names.
+
+    Returns
+    -------
+    figures : list of (Path, str)
+        Files and captions.
+    """
+    import matplotlib
+
+    drawings: dict[str, Callable[[Group], Any]] = {
+        "classes": _draw_classes,
+        "errors": _draw_errors,
+    }
+    trained = [record for record in group.records if "history" in record]
+    if group.setting is None and trained:
+        drawings["curves"] = _draw_curves
+    if group.setting is not None:
+        drawings |= {"tests": _draw_tests, "margins": _draw_margins}
+    # Without a screen: the caller's choice of a backend is left alone.
+    with matplotlib.rc_context({"figure.dpi": 150, "backend": "agg"}):
+        return [
+            _save(draw(group), folder / f"{prefix}-{name}.png", _CAPTIONS[name])
+            for name, draw in drawings.items()
+        ]
+
+
+def _save(figure: Any, path: Path, caption: str) -> Figure:
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path)
+    plt.close(figure)
+    return path, caption
+
+
+def _draw_classes(group: Group) -> Any:
+    from imbmargin.plotting import ClassDistributionDisplay
+
+    first = group.records[0]
+    counts = {name: np.array(first[f"{key}_counts"]) for name, key in _COUNTS.items()}
+    return ClassDistributionDisplay(counts, first["classes"]).plot().figure_
+
+
+_COUNTS = {"training": "class", "test": "test"}
+
+
+def _draw_errors(group: Group) -> Any:
+    from imbmargin.plotting import PerClassErrorDisplay
+
+    first = group.records[0]
+    errors = {
+        name: np.mean(np.array([r["per_class_error"] for r in records], dtype=float), axis=0)
+        for name, records in group.by_method.items()
+    }
+    if len(errors) > _MOST_BARS:
+        errors = {name: errors[name] for name in _FEW if name in errors} or errors
+    counts = np.array(first["class_counts"])
+    return PerClassErrorDisplay(errors, counts, first["classes"]).plot().figure_
+
+
+def _panels(names: list[str], columns: int, size: tuple[float, float], **kwargs: Any) -> Any:
+    """Return a figure and one of its axes for each name, which is its title."""
+    import matplotlib.pyplot as plt
+
+    columns = min(columns, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(size[0] * columns, size[1] * rows),
+        layout="constrained",
+        squeeze=False,
+        **kwargs,
+    )
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    panels = dict(zip(names, axes.flat, strict=False))
+    for name, ax in panels.items():
+        ax.set_title(name, loc="right")
+    return figure, panels
+
+
+def _draw_curves(group: Group) -> Any:
+    from imbmargin.plotting import TrainingCurvesDisplay
+
+    shown = {n: rs[0] for n, rs in group.by_method.items() if "history" in rs[0]}
+    figure, panels = _panels(list(shown), 2, (4, 2.6))
+    for name, ax in panels.items():
+        record = shown[name]
+        TrainingCurvesDisplay(record["history"], record["deferred_epoch"]).plot(ax)
+        ax.set_title(name, loc="right")
+    return figure
+
+
+def _draw_tests(group: Group) -> Any:
+    curves = {name: _test_curve(records) for name, records in group.by_method.items()}
+    figure, panels = _panels(list(curves), 4, (2.4, 1.9), sharex=True, sharey=True)
+    for name, ax in panels.items():
+        for epochs, errors in curves.values():
+            ax.plot(epochs, errors, color="0.85", linewidth=1)
+        ax.plot(*curves[name], color="#0072b2", linewidth=1.8)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("epochs")
+    figure.supylabel("test error (%)")
+    return figure
+
+
+def _test_curve(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    rows = [[row for row in r["history"] if "test_error" in row] for r in records]
+    errors = 100 * np.mean([[row["test_error"] for row in part] for part in rows], axis=0)
+    return np.array([row["epoch"] for row in rows[0]]), errors
+
+
+def _draw_margins(group: Group) -> Any:
+    shown = {name: records[0]["margins"] for name, records in group.by_method.items()}
+    figure, panels = _panels(list(shown), 4, (2.4, 1.9), sharex=True)
+    low, first, middle, third, high = range(len(MARGIN_QUANTILES))
+    for name, ax in panels.items():
+        boxes = [
+            {
+                "whislo": values[low],
+                "q1": values[first],
+                "med": values[middle],
+                "q3": values[third],
+                "whishi": values[high],
+            }
+            for values in shown[name]
+        ]
+        look = {"boxprops": {"facecolor": "#56b4e9"}, "medianprops": {"color": "black"}}
+        numbers = np.arange(1, len(boxes) + 1)
+        ax.bxp(boxes, numbers, widths=0.6, showfliers=False, patch_artist=True, **look)
+        ax.axhline(0, color="0.5", linewidth=1)
+        ax.set_xticks(numbers[[0, -1]], ["head", "tail"])
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("classes, from the most frequent to the rarest")
+    figure.supylabel("margin")
+    return figure

@@ -1,0 +1,120 @@
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision import datasets
+
+from imbmargin import make_long_tailed
+from imbmargin.data import cifar
+from imbmargin.datasets import load_cifar
+
+NAMES = [f"class{i}" for i in range(10)]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """CIFAR with 8 training and 2 test images of each class."""
+    monkeypatch.setattr(cifar, "_ROWS", {"training": 80, "test": 20})
+
+
+@pytest.fixture
+def folder(tmp_path, small):
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 8), ("test", 2)):
+        for name in NAMES:
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
+    return tmp_path
+
+
+def write_batches(root, monkeypatch):
+    """Write batches in the published format, small ones, with their own checksums."""
+    base = root / "cifar-10-batches-py"
+    base.mkdir()
+    rng = np.random.default_rng(0)
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    for name in names:
+        entry = {
+            "data": rng.integers(0, 255, (20, 3 * 32 * 32), dtype=np.uint8),
+            "labels": [i % 10 for i in range(20)],
+        }
+        (base / name).write_bytes(pickle.dumps(entry))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": NAMES}))
+    files = [[name, datasets.utils.calculate_md5(base / name)] for name in [*names, "batches.meta"]]
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", files[:5])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", files[5:6])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": files[6][1]}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    return base
+
+
+def test_folders_are_loaded_with_their_own_parts(folder):
+    data = load_cifar(folder)
+    assert data.X_train.shape == (80, 3, 8, 8)
+    assert data.X_test.shape == (20, 3, 8, 8)
+    assert sorted(set(data.y_train)) == NAMES
+    assert data.name == "cifar10"
+
+
+def test_only_chosen_images_are_decoded(folder):
+    (folder / "train" / "class0" / "7.png").write_bytes(b"no image")
+    assert len(load_cifar(folder, choose=lambda y: np.array([0, 8, 16])).X_train) == 3
+    with pytest.raises(ValueError, match=r"7\.png cannot be read"):
+        load_cifar(folder)
+
+
+def test_published_batches_keep_their_order(tmp_path, monkeypatch):
+    write_batches(tmp_path, monkeypatch)
+    data = load_cifar(tmp_path)
+    assert data.X_train.shape == (100, 3, 32, 32)
+    assert data.y_train[:11].tolist() == [*NAMES, "class0"]
+    original = datasets.CIFAR10(str(tmp_path))
+    np.testing.assert_array_equal(data.X_train[3].transpose(1, 2, 0), original.data[3])
+    X, y = make_long_tailed(data.X_train, data.y_train, imbalance_ratio=5, protocol="ldam")
+    assert np.unique(y, return_counts=True)[1].tolist()[::9] == [10, 2]
+    assert len(X) == len(y)
+
+
+def test_a_damaged_batch_is_an_error(tmp_path, monkeypatch):
+    base = write_batches(tmp_path, monkeypatch)
+    (base / "data_batch_2").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"missing files or damaged .*copy it again, or pass down"):
+        load_cifar(tmp_path)
+
+
+def test_a_half_copied_folder_is_an_error(folder):
+    (folder / "train" / "class3" / "5.png").unlink()
+    with pytest.raises(
+        ValueError, match=r"has 7 training images of class 'class3' and 79 in all, cifar10 has 8 of"
+    ):
+        load_cifar(folder)
+
+
+def test_a_folder_of_another_data_set_is_an_error(folder):
+    with pytest.raises(ValueError, match=r"has 10 classes in its training part, cifar100 has 100"):
+        load_cifar(folder, "cifar100")
+
+
+def test_a_missing_test_part_or_folder_is_an_error(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"has no cifar10: it needs train/ and test/"):
+        load_cifar(folder / "train")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        load_cifar(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"dataset must be one of \['cifar10', 'cifar100'\]"):
+        load_cifar(folder, "cifar1000")
+
+
+def test_the_data_set_is_guessed_from_the_folder(folder, tmp_path, monkeypatch):
+    assert cifar.guess_cifar(folder) == "cifar10"
+    batches = tmp_path / "batches"
+    batches.mkdir()
+    with pytest.raises(ValueError, match=r"neither 10 nor 100 class folders in train/; name the"):
+        cifar.guess_cifar(batches)
+    write_batches(batches, monkeypatch)
+    assert cifar.guess_cifar(batches) == "cifar10"
+    (batches / "cifar-100-python").mkdir()
+    with pytest.raises(ValueError, match="has both data sets"):
+        cifar.guess_cifar(batches)
