@@ -15,7 +15,7 @@ from sklearn.utils import Tags
 from skorch import NeuralNetClassifier
 from skorch.exceptions import NotInitializedError
 from skorch.history import History
-from skorch.utils import is_dataset, to_device, to_tensor
+from skorch.utils import is_dataset, to_tensor
 from torch.utils.data import Subset
 
 from imbmargin.data import inputs
@@ -338,11 +338,6 @@ class ContractClassifier(NeuralNetClassifier):
         if self._layout is None or not isinstance(x, torch.Tensor):
             return x
         return self._layout.to_module(x)
-
-    def forward_iter(self, X: Any, training: bool = False, device: Any = "cpu") -> Iterator[Any]:
-        """Yield the network's output of each batch, in the order of X."""
-        for batch in self.get_iterator(self.get_dataset(X), training=False):
-            yield to_device(self.evaluation_step(batch, training=training), device=device)
 
     def _logits(self, X: Any) -> torch.Tensor:
         self.check_is_fitted()

@@ -11,7 +11,7 @@ import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EpochScoring
 from skorch.dataset import get_len
-from skorch.utils import TeeGenerator
+from skorch.utils import TeeGenerator, to_device
 
 from imbmargin.checkpoint import CheckpointFolder
 from imbmargin.contract import ContractClassifier
@@ -56,6 +56,7 @@ class CheckpointedLoop(ContractClassifier):
     precision: str
     grad_scaler_: Any
     _epoch: _Epoch | None = None
+    _mode_is_set = False
     _stop: StopRequest | None = None
     _checkpoint: dict[str, Any] | None = None
     _run: dict[str, Any] | None = None
@@ -129,8 +130,20 @@ class CheckpointedLoop(ContractClassifier):
 
     def _set_training(self, training: bool = True) -> None:
         # Walking through all layers for every batch is for nothing.
-        if self._epoch is None or self._epoch.training != training:
-            super()._set_training(training)
+        if self._mode_is_set or (self._epoch is not None and self._epoch.training == training):
+            return
+        super()._set_training(training)
+
+    def forward_iter(self, X: Any, training: bool = False, device: Any = "cpu") -> Iterator[Any]:
+        """Yield the network's output of each batch, in the order of X."""
+        for i, batch in enumerate(self.get_iterator(self.get_dataset(X), training=False)):
+            # Between two batches the network may have been trained.
+            self._mode_is_set = i > 0 and self.module_.training == training
+            try:
+                output = self.evaluation_step(batch, training=training)
+            finally:
+                self._mode_is_set = False
+            yield to_device(output, device=device)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take one optimization step; in float16 the gradients are scaled."""
@@ -138,6 +151,7 @@ class CheckpointedLoop(ContractClassifier):
             return self._scaled_step(batch, **fit_params)
         if not (self._has_plain_steps() if self._epoch is None else self._epoch.plain_steps):
             return super().train_step(batch, **fit_params)
+        # As the optimizer's zero_grad, whose profiling hooks cost more than the work on tables.
         for name in self._optimizers:
             for group in getattr(self, f"{name}_").param_groups:
                 for parameter in group["params"]:

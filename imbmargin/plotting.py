@@ -30,8 +30,6 @@ __all__ = [
     "TrainingCurvesDisplay",
 ]
 
-# Okabe and Ito's palette for colour-blind readers, without its yellow: too pale on white.
-
 
 class PerClassErrorDisplay:
     """Error of each class, from the most frequent to the rarest, of one or several methods.

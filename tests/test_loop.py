@@ -170,3 +170,22 @@ def _threads():
 def test_jobs_do_not_take_more_threads_than_cores():
     threads = Parallel(n_jobs=2, backend="loky")(delayed(_threads)() for _ in range(2))
     assert sum(threads) <= max(2, cpu_count())
+
+
+def test_predicting_sets_the_mode_of_the_network_once(table, monkeypatch):
+    X, y = table
+    clf = MaxMarginClassifier(max_epochs=1, batch_size=16, random_state=0).fit(X, y)
+    calls = []
+    train = type(clf.module_).train
+    monkeypatch.setattr(
+        type(clf.module_), "train", lambda self, mode=True: calls.append(mode) or train(self, mode)
+    )
+    expected = clf.predict_proba(X)
+    assert calls == [False]
+    outputs = clf.forward_iter(X)
+    next(outputs)
+    # What somebody changes between two batches does not stay.
+    clf.module_.train()
+    next(outputs)
+    assert not clf.module_.training
+    np.testing.assert_array_equal(clf.predict_proba(X), expected)

@@ -71,22 +71,15 @@ class ArrayDataset(Dataset):
 
     def fetch(self, index: torch.Tensor | slice) -> Batch:
         """Return a copy of the given rows: an int64 tensor of row numbers, or a slice."""
-        if self._shared is None:
-            rows = _fetch_with_numpy(self.X, index)
-        elif isinstance(index, slice):
-            # Not a view: a module that changes its input would write into the caller's data.
-            rows = self._shared[index].clone()
-        else:
-            rows = self._shared.index_select(0, index)
+        rows = (
+            _fetch_with_numpy(self.X, index) if self._shared is None else _take(self._shared, index)
+        )
         if rows.dtype == torch.float64:
             rows = rows.float()
-        if isinstance(index, slice):
-            target = self.targets[index]
-        else:
-            target = self.targets.index_select(0, index)
+        target = _take(self.targets, index)
         if self.sample_weight is None:
             return rows, target
-        return rows, (target, self.sample_weight[index])
+        return rows, (target, _take(self.sample_weight, index))
 
     def resident_on(self, device: torch.device) -> ArrayDataset:
         """Return a copy whose rows lie on a CUDA device, or self if they do not fit there.
@@ -110,6 +103,11 @@ class ArrayDataset(Dataset):
     def __getitem__(self, index: int) -> Batch:
         x, y = self.fetch(torch.tensor([index]))
         return x[0], (y[0] if isinstance(y, torch.Tensor) else (y[0][0], y[1][0]))
+
+
+def _take(data: torch.Tensor, index: torch.Tensor | slice) -> torch.Tensor:
+    # Not a view: a module that changes its input would write into the caller's data.
+    return data[index].clone() if isinstance(index, slice) else data.index_select(0, index)
 
 
 def _share(X: Any) -> torch.Tensor | None:

@@ -91,7 +91,7 @@ def ldam_loss(logits: Tensor, target: Tensor, margins: Tensor, scale: float = 30
 def _ldam_logits(logits: Tensor, target: Tensor, margins: Tensor, scale: float) -> Tensor:
     """Return s (z - m_y e_y); s z is the only (n, K) buffer."""
     scaled, column = logits * scale, target.unsqueeze(1)
-    shift = (margins[column] * -scale).to(scaled.dtype)
+    shift = (margins.gather(0, target).unsqueeze(1) * -scale).to(scaled.dtype)
     if shift.requires_grad or torch._C._are_functorch_transforms_active():
         return scaled.scatter_add(1, column, shift)
     # For autograd, which does not follow the alias, this stays s z: a constant has no gradient.
@@ -398,7 +398,7 @@ class MaxMarginLoss(ClassCountLoss):
             self._need_counts()
             margins = self.margins if logits.dtype == torch.float64 else self._margins32
             assert margins is not None
-            wrong = margins[column] - self.delta_neg
+            wrong = margins.gather(0, target).unsqueeze(1) - self.delta_neg
             return _max_margin_logits(logits, column, wrong, self.beta * wrong, self.scale)
         peaks = _log_peaks(logits, self.delta_neg, self.beta)
         return _max_margin_logits(logits, column, *peaks, self.scale)
