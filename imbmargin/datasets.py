@@ -19,7 +19,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.multiclass import type_of_target
 
 from imbmargin.data.cifar import CIFAR_CLASSES, is_batches, list_cifar, read_batches
-from imbmargin.data.images import list_images, read_images
+from imbmargin.data.images import Listing, cached_images, list_images, read_images
 
 __all__ = [
     "EMBEDDED",
@@ -203,6 +203,7 @@ def load_image_folder(
     folder: str | Path,
     *,
     image_size: int | None = None,
+    cache_dir: str | Path | None = None,
     choose: Choose | None = None,
     test_size: float = 0.3,
     random_state: int = 0,
@@ -217,8 +218,11 @@ def load_image_folder(
     image_size : int, default=None
         Height and width in pixels to which images are cut and resized. None: as they are, all of
         one size.
+    cache_dir : str or Path, default=None
+        Folder in which the decoded images are kept, as one array that is memory-mapped: decoded
+        once, and never in memory as a whole. Files that change are decoded anew.
     choose, test_size, random_state
-        As in `load_embedded`. Only the images that are kept are decoded.
+        As in `load_embedded`. Without a cache only the images that are kept are decoded.
 
     Returns
     -------
@@ -249,17 +253,45 @@ def load_image_folder(
     train, test = list_images(Path(folder))
     name = Path(folder).resolve().name
     if test is None:
-        data = _split(name, *train, test_size, random_state)
+        paths, labels = train
+        data = _split(name, np.arange(len(paths)), labels, test_size, random_state)
     else:
-        data = TrainTest(name, *train, *test)
-    return _decode(data if choose is None else data.take(choose(data.y_train)), image_size)
+        paths, data = _join(name, train, test)
+    return _decode(data, paths, choose, image_size, cache_dir)
 
 
-def _decode(data: TrainTest, image_size: int | None) -> TrainTest:
-    """Put images in the place of their paths."""
-    images = read_images(np.concatenate([data.X_train, data.X_test]), image_size)
-    n_train = len(data.X_train)
-    return replace(data, X_train=images[:n_train], X_test=images[n_train:])
+def _join(name: str, train: Listing, test: Listing) -> tuple[NDArray[Any], TrainTest]:
+    """Return one list of paths, and the two parts with numbers of its rows for inputs."""
+    paths = np.concatenate([train[0], test[0]])
+    rows = np.arange(len(paths))
+    n_train = len(train[0])
+    return paths, TrainTest(name, rows[:n_train], train[1], rows[n_train:], test[1])
+
+
+def _decode(
+    data: TrainTest,
+    paths: NDArray[Any],
+    choose: Choose | None,
+    image_size: int | None,
+    cache_dir: str | Path | None,
+) -> TrainTest:
+    """Put images in the place of their numbers in the list of paths."""
+    if choose is not None:
+        data = data.take(choose(data.y_train))
+    if cache_dir is None:
+        # Those that are not kept are not decoded.
+        images = read_images(paths[np.concatenate([data.X_train, data.X_test])], image_size)
+        n_train = len(data.X_train)
+        return replace(data, X_train=images[:n_train], X_test=images[n_train:])
+    images = cached_images(paths, image_size, Path(cache_dir))
+    X_train, X_test = (_rows_of(images, rows) for rows in (data.X_train, data.X_test))
+    return replace(data, X_train=X_train, X_test=X_test)
+
+
+def _rows_of(images: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Return rows of a memory map; those that follow one another are not read."""
+    start, stop = int(rows[0]), int(rows[0]) + len(rows)
+    return images[start:stop] if np.array_equal(rows, np.arange(start, stop)) else images[rows]
 
 
 def load_cifar(
@@ -267,6 +299,7 @@ def load_cifar(
     dataset: str = "cifar10",
     *,
     choose: Choose | None = None,
+    cache_dir: str | Path | None = None,
     download: bool = False,
 ) -> TrainTest:
     """Load CIFAR-10 or CIFAR-100, with their own training and test parts.
@@ -280,6 +313,8 @@ def load_cifar(
         Which of the two it is.
     choose : callable, default=None
         As in `load_embedded`. Of folders only the images that are kept are decoded.
+    cache_dir : str or Path, default=None
+        As in `load_image_folder`, for folders of images.
     download : bool, default=False
         Whether torchvision may fetch the batches into ``root`` if they are not there.
 
@@ -317,8 +352,8 @@ def load_cifar(
         train, test = read_batches(root, dataset, download)
         data = TrainTest(dataset, *train, *test)
         return data if choose is None else data.take(choose(data.y_train))
-    data = TrainTest(dataset, *list_cifar(root, dataset))
-    return _decode(data if choose is None else data.take(choose(data.y_train)), None)
+    paths, data = _join(dataset, *list_cifar(root, dataset))
+    return _decode(data, paths, choose, None, cache_dir)
 
 
 def _split(name: str, X: Any, y: NDArray[Any], test_size: float, random_state: int) -> TrainTest:

@@ -6,7 +6,7 @@ from PIL import Image
 from torchvision import datasets
 
 from imbmargin import make_long_tailed
-from imbmargin.data import cifar
+from imbmargin.data import cifar, images
 from imbmargin.datasets import load_cifar
 
 NAMES = [f"class{i}" for i in range(10)]
@@ -118,3 +118,31 @@ def test_the_data_set_is_guessed_from_the_folder(folder, tmp_path, monkeypatch):
     (batches / "cifar-100-python").mkdir()
     with pytest.raises(ValueError, match="has both data sets"):
         cifar.guess_cifar(batches)
+
+
+def test_a_cache_holds_the_decoded_images(folder, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    plain = load_cifar(folder)
+    first = load_cifar(folder, cache_dir=cache)
+    np.testing.assert_array_equal(first.X_train, plain.X_train)
+    np.testing.assert_array_equal(first.X_test, plain.X_test)
+    [file] = cache.iterdir()
+    monkeypatch.setattr(images, "_decode", None)
+    again = load_cifar(folder, cache_dir=cache, choose=lambda y: np.array([5, 3]))
+    np.testing.assert_array_equal(again.X_train, plain.X_train[[5, 3]])
+    # Whole parts stay on disk until they are used.
+    assert isinstance(again.X_test, np.memmap)
+    np.testing.assert_array_equal(again.X_test, plain.X_test)
+    monkeypatch.undo()
+    monkeypatch.setattr(cifar, "_ROWS", {"training": 80, "test": 20})
+    Image.new("RGB", (8, 8)).save(folder / "test" / "class0" / "0.png")
+    assert (load_cifar(folder, cache_dir=cache).X_test[0] == 0).all()
+    assert len(list(cache.iterdir())) == 2
+    assert file.is_file()
+
+
+def test_decoding_that_fails_leaves_no_cache(folder, tmp_path):
+    (folder / "train" / "class0" / "7.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"7\.png cannot be read"):
+        load_cifar(folder, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())

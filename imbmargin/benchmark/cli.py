@@ -184,6 +184,11 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
         help="cut and resize the images of a folder",
     )
     add(
+        "--cache",
+        metavar="FOLDER",
+        help="keep the decoded images of a folder here, so that later runs need not decode them",
+    )
+    add(
         "--precision",
         choices=("float32", "bfloat16", "float16", "auto"),
         default="float32",
@@ -233,6 +238,7 @@ def _specs_of(source: str, options: argparse.Namespace) -> list[DataSpec]:
             ratio,
             options.n_max,
             options.image_size if own and not is_file else None,
+            cache=options.cache,
         )
         for imbalance in imbalances
         for ratio in ratios
@@ -270,7 +276,15 @@ def _table_jobs(options: argparse.Namespace) -> list[Job]:
     if table != "table1" and dataset != {"table2": "cifar10", "table3": "cifar100"}[table]:
         raise _UserError(f"{table} is not of {dataset}: table2 is of cifar10, table3 of cifar100")
     specs = [
-        DataSpec(options.data[0], None, imbalance, ratio, options.n_max, None, dataset)
+        DataSpec(
+            options.data[0],
+            None,
+            imbalance,
+            ratio,
+            options.n_max,
+            dataset=dataset,
+            cache=options.cache,
+        )
         for imbalance in options.imbalance or ["long_tailed"]
         for ratio in options.ratio or [100.0]
     ]

@@ -64,6 +64,8 @@ class DataSpec:
         Pixels to which images of a folder are brought.
     dataset : {"cifar10", "cifar100"}, default=None
         What the folder must hold, completely.
+    cache : str, default=None
+        Folder in which the decoded images of a folder are kept; it changes no result.
     """
 
     source: str
@@ -73,6 +75,7 @@ class DataSpec:
     n_max: int | None = None
     image_size: int | None = None
     dataset: str | None = None
+    cache: str | None = None
 
     @property
     def name(self) -> str:
@@ -147,6 +150,7 @@ class Job:
     def file_name(self) -> str:
         """Name of the JSON file: readable, and different for different settings or data."""
         settings = asdict(self)
+        del settings["data"]["cache"]
         path = Path(self.data.source)
         if self.data.source not in EMBEDDED and path.exists():
             stat = path.stat()
@@ -174,9 +178,11 @@ def _load(data: DataSpec, seed: int) -> TrainTest:
     if data.source in EMBEDDED:
         return load_embedded(data.source, **options)
     if data.dataset is not None:
-        return load_cifar(data.source, data.dataset, choose=data.choose(seed))
+        return load_cifar(data.source, data.dataset, choose=options["choose"], cache_dir=data.cache)
     if data.is_folder:
-        return load_image_folder(data.source, image_size=data.image_size, **options)
+        return load_image_folder(
+            data.source, image_size=data.image_size, cache_dir=data.cache, **options
+        )
     if not Path(data.source).exists():
         raise FileNotFoundError(
             f"there is no file or folder {data.source}; pass one, or one of {list(EMBEDDED)}"

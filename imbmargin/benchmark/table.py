@@ -157,6 +157,7 @@ def group_records(records: list[dict[str, Any]]) -> list[Group]:
     for record in records:
         job = record["job"]
         data = dict(job["data"])
+        data.pop("cache", None)
         if data.get("dataset"):
             data["source"] = data["dataset"]  # wherever it lies, it is the same
         key = str((sorted(data.items()), job["epochs"], job["precision"]))

@@ -46,9 +46,7 @@ def guess_cifar(root: Path) -> str:
     return found[0]
 
 
-def list_cifar(
-    root: Path, dataset: str
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+def list_cifar(root: Path, dataset: str) -> tuple[Listing, Listing]:
     """Return paths and labels of the training part, and those of the test part.
 
     Raises
@@ -66,7 +64,7 @@ def list_cifar(
         )
     for part, (_, labels) in (("training", train), ("test", test)):
         _check_complete(labels, dataset, part, root)
-    return *train, *test
+    return train, test
 
 
 def _check_complete(labels: NDArray[Any], dataset: str, part: str, root: Path) -> None:

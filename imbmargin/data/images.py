@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["find_test_folder", "list_images", "read_images"]
+__all__ = ["cached_images", "find_test_folder", "list_images", "read_images"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 _GREY_MODES = {"1", "L"}
@@ -87,7 +90,46 @@ def _list_classes(folder: Path) -> Listing:
     return np.array([str(path) for path in paths]), np.array(labels)
 
 
-def read_images(paths: NDArray[Any], image_size: int | None = None) -> NDArray[np.uint8]:
+def cached_images(
+    paths: NDArray[Any], image_size: int | None, cache_dir: Path
+) -> NDArray[np.uint8]:
+    """Return all images as a memory map of a file, in which they are decoded the first time.
+
+    The file belongs to these images: another one is made when a file has another name, size or
+    time. It may be removed at any time.
+
+    Parameters
+    ----------
+    paths, image_size
+        As in `read_images`.
+    cache_dir : Path
+        Folder of the file; made if it is not there.
+
+    Returns
+    -------
+    images : memory map of uint8, shape (n, C, H, W)
+    """
+    states = [(str(path), *_size_and_time(path)) for path in paths]
+    digest = hashlib.sha256(repr((image_size, states)).encode()).hexdigest()[:16]
+    file = cache_dir / f"images-{digest}.npy"
+    if not file.is_file():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        # Written beside and renamed, so that nobody finds half of it.
+        with tempfile.TemporaryDirectory(dir=cache_dir) as beside:
+            half = Path(beside, file.name)
+            read_images(paths, image_size, half)
+            os.replace(half, file)
+    return np.load(file, mmap_mode="r")
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns
+
+
+def read_images(
+    paths: NDArray[Any], image_size: int | None = None, file: Path | None = None
+) -> NDArray[np.uint8]:
     """Decode images.
 
     Parameters
@@ -96,6 +138,8 @@ def read_images(paths: NDArray[Any], image_size: int | None = None) -> NDArray[n
         Image files.
     image_size : int, default=None
         Height and width in pixels: the middle is cut out and resized. None keeps the size.
+    file : Path, default=None
+        Where they are written as a NumPy array, in place of memory.
 
     Returns
     -------
@@ -120,7 +164,11 @@ def read_images(paths: NDArray[Any], image_size: int | None = None) -> NDArray[n
             )
         grey = all(mode in _GREY_MODES for mode, _ in headers)
         width, height = headers[0][1] if image_size is None else (image_size, image_size)
-        images = np.empty((len(paths), 1 if grey else 3, height, width), dtype=np.uint8)
+        shape = (len(paths), 1 if grey else 3, height, width)
+        if file is None:
+            images = np.empty(shape, dtype=np.uint8)
+        else:
+            images = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
 
         def decode(i: int) -> None:
             images[i] = _decode(paths[i], "L" if grey else "RGB", (width, height))

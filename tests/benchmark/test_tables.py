@@ -84,6 +84,17 @@ def test_a_record_has_what_a_researcher_needs(folder, tmp_path):
     assert rows[1][0] == "MM-DRW criterion__scale=10 delta_neg=0.5"
 
 
+def test_a_cache_changes_no_result(folder, tmp_path):
+    arguments = ["--methods", "ERM", "--cache", str(tmp_path / "cache")]
+    assert run("table1", folder, tmp_path / "a", *arguments) == 0
+    assert run("table1", folder, tmp_path / "b", *arguments[:2]) == 0
+    [cached], [plain] = (read_records(tmp_path / name / "jobs") for name in "ab")
+    assert cached["history"] == plain["history"]
+    names = [path.name for name in "ab" for path in (tmp_path / name / "jobs").glob("*.json")]
+    assert names[0] == names[1]
+    assert list((tmp_path / "cache").iterdir())
+
+
 def test_the_margins_of_table_1_are_the_best_of_tables_2_and_3():
     for setting, beta in (("cifar10_lt_100", 1.5), ("cifar100_step_100", 1.8)):
         for method in ("MM", "MM-DRW", "MM-LDAM-DRW"):
