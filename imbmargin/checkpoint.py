@@ -181,6 +181,11 @@ class CheckpointFolder:
         found = self.folder.glob("epoch-*.safetensors")
         return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
+    def epochs(self) -> int:
+        """Return the completed epochs of the newest checkpoint, by its name, or 0."""
+        names = [path.name for path in self.folder.glob("epoch-*.safetensors")]
+        return max((int(name.split("-")[1]) for name in names), default=0)
+
     def read(self) -> Any:
         """Return the newest state that is whole, or None if there is none.
 

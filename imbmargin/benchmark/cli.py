@@ -178,6 +178,12 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
         help="jobs at a time (default: one for each core, or one for folders of images)",
     )
     add(
+        "--dask",
+        metavar="ADDRESS",
+        help="run the jobs on the workers of this Dask scheduler, such as tcp://host:8786; they "
+        "must see the data and the results under the same paths",
+    )
+    add(
         "--image-size",
         type=_positive,
         metavar="PIXELS",
@@ -304,13 +310,19 @@ def _benchmark(options: argparse.Namespace, command: str) -> int:
             load_data(spec, 0)
     except (ValueError, OSError, ImportError) as error:
         raise _UserError(str(error)) from error
+    if options.dask and options.jobs:
+        raise _UserError("--jobs is for this machine; the Dask cluster has as many as its workers")
     whole_machine = any(job.data.is_folder for job in jobs)
     n_jobs = options.jobs or (1 if whole_machine else min(cpu_count(), len(jobs)))
     results = options.out / "jobs"
     try:
-        records = run_jobs(jobs, results, n_jobs, command)
+        results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _UserError(f"--out {options.out} cannot be written: {error}") from error
+    try:
+        records = run_jobs(jobs, results, n_jobs, command, options.dask)
+    except (OSError, ImportError) as error:
+        raise _UserError(str(error)) from error
     except TerminatedWorkerError as error:
         raise _UserError(
             "a job was ended from outside, perhaps for its memory; run the same command with "

@@ -6,19 +6,24 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, cpu_count, delayed, parallel_config
-from tqdm.auto import tqdm
 
 from imbmargin.benchmark.jobs import Job, run_job
+from imbmargin.benchmark.progress import Progress
 
 __all__ = ["read_record", "read_records", "run_jobs"]
 
 
 def run_jobs(
-    jobs: Sequence[Job], out: Path, n_jobs: int = 1, command: str = ""
+    jobs: Sequence[Job],
+    out: Path,
+    n_jobs: int = 1,
+    command: str = "",
+    dask: str | None = None,
 ) -> list[dict[str, Any]]:
     """Run the jobs that have no result in the folder yet, and return the records of all.
 
@@ -34,11 +39,21 @@ def run_jobs(
         Jobs at a time. 1 runs in this process with all cores and shows the epochs.
     command : str, default=""
         Kept in the records, so that a result tells how it was made.
+    dask : str, default=None
+        Address of the scheduler of a Dask cluster, on whose workers the jobs then run. They need
+        the package, and must see the data and ``out`` under the same paths.
 
     Returns
     -------
     records : list of dict
         In the order of the jobs. A failed job has a record too, and is tried again next time.
+
+    Raises
+    ------
+    ImportError
+        If dask is given, and not installed.
+    OSError
+        If the folder cannot be written, or no scheduler answers.
 
     Examples
     --------
@@ -55,32 +70,55 @@ def run_jobs(
     found: dict[Job, Any] = {job: read_record(out / job.file_name) for job in jobs}
     pending = [job for job in jobs if (found[job] or {}).get("status") != "done"]
     checkpoints = out / "checkpoints"
-    with tqdm(total=len(jobs), initial=len(jobs) - len(pending), unit="job") as bar:
-        bar.set_description("benchmark")
-        for job, record in _run(pending, n_jobs, checkpoints):
+    folders = {job: _checkpoint_folder(job, checkpoints) for job in jobs}
+    with Progress(folders, set(jobs) - set(pending)) as progress:
+        for job, record in _run(pending, n_jobs, checkpoints.absolute(), dask):
             found[job] = {**record, "command": command}
             _write_record(out / job.file_name, found[job])
+            progress.finish(job, _describe(job, record))
             if record["status"] == "done":
-                shutil.rmtree(_checkpoint_folder(job, checkpoints), ignore_errors=True)
-            bar.update()
-            bar.set_postfix_str(_describe(record))
+                shutil.rmtree(folders[job], ignore_errors=True)
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         checkpoints.rmdir()
     return [record for record in found.values() if record is not None]
 
 
 def _run(
-    jobs: Sequence[Job], n_jobs: int, checkpoints: Path
+    jobs: Sequence[Job], n_jobs: int, checkpoints: Path, dask: str | None
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
-    if n_jobs == 1:
+    if dask is not None:
+        with _connect(dask):
+            yield from _run_parallel(jobs, -1, checkpoints)
+    elif n_jobs == 1:
         for job in jobs:
             yield _run_one(job, checkpoints, shows_epochs=True)
-        return
-    # Each job gets its share of the cores: more threads would wait for one another.
-    threads = max(1, cpu_count() // n_jobs)
-    with parallel_config(backend="loky", inner_max_num_threads=threads):
-        parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
-        yield from parallel(delayed(_run_one)(job, checkpoints) for job in jobs)
+    else:
+        # Each job gets its share of the cores: more threads would wait for one another.
+        threads = max(1, cpu_count() // n_jobs)
+        with parallel_config(backend="loky", inner_max_num_threads=threads):
+            yield from _run_parallel(jobs, n_jobs, checkpoints)
+
+
+def _run_parallel(
+    jobs: Sequence[Job], n_jobs: int, checkpoints: Path
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
+    yield from parallel(delayed(_run_one)(job, checkpoints) for job in jobs)
+
+
+@contextmanager
+def _connect(address: str) -> Iterator[None]:
+    """Make joblib use a Dask cluster."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError("--dask needs dask: pip install imbmargin[distributed]") from error
+    try:
+        client = Client(address)
+    except ValueError as error:
+        raise OSError(f"dask={address!r} is not the address of a scheduler: {error}") from error
+    with client, parallel_config(backend="dask"):
+        yield
 
 
 def _run_one(job: Job, checkpoints: Path, shows_epochs: bool = False) -> tuple[Job, dict[str, Any]]:
@@ -91,12 +129,10 @@ def _checkpoint_folder(job: Job, checkpoints: Path) -> Path:
     return checkpoints / Path(job.file_name).stem
 
 
-def _describe(record: dict[str, Any]) -> str:
-    job = record["job"]
-    what = f"{Path(job['data']['source']).stem} {job['method']} seed {job['seed']}"
+def _describe(job: Job, record: dict[str, Any]) -> str:
     if record["status"] == "failed":
-        return f"{what} failed"
-    return f"{what}: balanced accuracy {record['scores']['balanced_accuracy']:.1%}"
+        return f"{job.title} failed"
+    return f"{job.title}: balanced accuracy {record['scores']['balanced_accuracy']:.1%}"
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:

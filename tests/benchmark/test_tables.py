@@ -189,6 +189,7 @@ def test_a_half_copied_data_set_is_said_before_any_training(folder, tmp_path, ca
         (["table1"], "table1 needs --data with the folder of CIFAR"),
         (["--download"], "--dataset and --download belong to table1"),
         (["--set", "beta=2"], "--set is for the networks"),
+        (["--dask", "tcp://host:1", "--jobs", "2"], "--jobs is for this machine"),
     ],
 )
 def test_options_that_do_not_go_together(capsys, arguments, message):

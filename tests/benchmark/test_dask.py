@@ -1,0 +1,69 @@
+"""The benchmark on a real cluster of two worker processes."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from distributed import Client, LocalCluster
+
+from imbmargin.benchmark.cli import main
+from imbmargin.benchmark.jobs import DataSpec, Job
+from imbmargin.benchmark.runner import read_records, run_jobs
+
+JOBS = [Job(DataSpec("wine"), method, seed, 4) for method in ("ERM", "MM-DRW") for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        yield cluster
+
+
+def scores(records):
+    return {(r["job"]["method"], r["job"]["seed"]): r["scores"] for r in records}
+
+
+def test_a_cluster_gives_the_results_of_this_process(cluster, tmp_path):
+    address = cluster.scheduler_address
+    there = run_jobs(JOBS, tmp_path / "there", dask=address)
+    here = run_jobs(JOBS, tmp_path / "here")
+    assert scores(there) == scores(here)
+    assert len(read_records(tmp_path / "there")) == 4
+
+
+def test_a_worker_that_is_killed_loses_no_result(cluster, tmp_path):
+    jobs = [Job(DataSpec("wine"), "ERM", seed, 200) for seed in range(4)]
+    killed = []
+
+    def kill():
+        with Client(cluster.scheduler_address) as client:
+            # As soon as both work on a job.
+            while not (tmp_path / "checkpoints").is_dir():
+                time.sleep(0.05)
+            pid = next(iter(client.run(os.getpid).values()))
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    records = run_jobs(jobs, tmp_path, dask=cluster.scheduler_address)
+    thread.join()
+    assert killed
+    assert [record["status"] for record in records] == ["done"] * 4
+    assert [len(record["history"]) for record in records] == [200] * 4
+
+
+def test_no_scheduler_is_one_line(tmp_path, capsys, monkeypatch):
+    import dask
+
+    options = ["--methods", "ERM", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path)]
+    with dask.config.set({"distributed.comm.timeouts.connect": "500ms"}):
+        arguments = ["benchmark", "--data", "iris", *options, "--dask", "tcp://127.0.0.1:9"]
+        assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("imbmargin: error: ")
+    assert "127.0.0.1:9" in error
