@@ -22,6 +22,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 from imbmargin.benchmark.contenders import make_contender, training_settings
 from imbmargin.benchmark.epochs import TestErrors, watch
 from imbmargin.callbacks import resolve_epoch
+from imbmargin.data.cifar import is_batches
 from imbmargin.data.images import find_test_folder
 from imbmargin.data.imbalance import long_tailed_indices, step_indices
 from imbmargin.datasets import (
@@ -80,6 +81,8 @@ class DataSpec:
     @property
     def name(self) -> str:
         """Short name, for titles and files."""
+        if self.dataset is not None:
+            return self.dataset
         return self.source if self.source in EMBEDDED else Path(self.source).resolve().stem
 
     @property
@@ -152,7 +155,11 @@ class Job:
         settings = asdict(self)
         del settings["data"]["cache"]
         path = Path(self.data.source)
-        if self.data.source not in EMBEDDED and path.exists():
+        if self.data.dataset is not None:
+            # Wherever it lies, it is the same, but for the order of its images.
+            del settings["data"]["source"]
+            settings["state"] = "batches" if is_batches(path, self.data.dataset) else "folders"
+        elif self.data.source not in EMBEDDED and path.exists():
             stat = path.stat()
             settings["state"] = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]

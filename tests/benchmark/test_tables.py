@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from imbmargin.benchmark.cli import main
-from imbmargin.benchmark.jobs import DataSpec
+from imbmargin.benchmark.jobs import DataSpec, Job
 from imbmargin.benchmark.paper import PAPER_EPOCHS, table_arguments, table_jobs
 from imbmargin.benchmark.published import paper_tables, schedule_note
 from imbmargin.benchmark.runner import read_records
@@ -138,6 +138,18 @@ def test_the_grid_stands_beside_the_published_one():
     grid = tables["Tables 2 and 3, error (%) of MM-DRW over beta and delta_neg"]
     assert grid[1] == ["beta 1.4, delta_neg 0.6", "22.24", "22.24", "25.00", "+0.00", "1"]
     assert len(grid) == 4
+
+
+def test_a_result_counts_wherever_the_data_set_lies(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert run("table1", folder, out, "--methods", "ERM") == 0
+    moved = folder.rename(tmp_path / "moved")
+    monkeypatch.setattr("imbmargin.benchmark.runner.run_job", None)
+    assert run("table1", moved, out, "--methods", "ERM") == 0
+    batches = DataSpec(str(tmp_path / "batches"), dataset="cifar10")
+    before = Job(batches, "ERM", 0, 1).file_name
+    (tmp_path / "batches" / "cifar-10-batches-py").mkdir(parents=True)
+    assert Job(batches, "ERM", 0, 1).file_name != before
 
 
 def test_results_of_the_same_data_set_in_other_folders_belong_together():
