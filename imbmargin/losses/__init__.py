@@ -17,6 +17,14 @@ from imbmargin.losses.margin import (
     max_margin,
     max_margin_loss,
 )
+from imbmargin.losses.prior import (
+    BalancedSoftmaxLoss,
+    LogitAdjustedLoss,
+    VectorScalingLoss,
+    logit_adjusted_loss,
+    logit_shift,
+    vector_scaling_loss,
+)
 
 LOSSES: dict[str, type[ClassCountLoss]] = {
     "cross_entropy": CrossEntropyLoss,
@@ -27,25 +35,34 @@ LOSSES: dict[str, type[ClassCountLoss]] = {
     "mm_ldam": MaxMarginLDAMLoss,
     "hinge": HingeLoss,
     "ldam_hinge": LDAMHingeLoss,
+    "balanced_softmax": BalancedSoftmaxLoss,
+    "logit_adjusted": LogitAdjustedLoss,
+    "vs": VectorScalingLoss,
 }
 """Name -> class: what ``MaxMarginClassifier(loss=...)`` accepts."""
 
 __all__ = [
     "LOSSES",
+    "BalancedSoftmaxLoss",
     "ClassCountLoss",
     "CrossEntropyLoss",
     "FocalLoss",
     "HingeLoss",
     "LDAMHingeLoss",
     "LDAMLoss",
+    "LogitAdjustedLoss",
     "MaxMarginLDAMLoss",
     "MaxMarginLoss",
     "UniformMarginLoss",
+    "VectorScalingLoss",
     "focal_loss",
     "hinge_loss",
     "ldam_loss",
     "ldam_margins",
+    "logit_adjusted_loss",
+    "logit_shift",
     "max_margin",
     "max_margin_loss",
+    "vector_scaling_loss",
     "weighted_mean",
 ]

@@ -49,6 +49,12 @@ def check_number(name: str, value: float, least: float, *, above: bool = False) 
         raise ValueError(f"{name} must be {word} {least:g}, got {value!r}; pass a larger {name}")
 
 
+def positive_counts(class_counts: Any) -> Tensor:
+    """Return the counts as float64; a class without rows counts as many as the rarest class."""
+    counts = torch.as_tensor(class_counts).double()
+    return counts.clamp_min(torch.where(counts > 0, counts, torch.inf).min())
+
+
 class ClassCountLoss(nn.Module):
     """Base of the losses: weighted mean of a per-sample loss.
 

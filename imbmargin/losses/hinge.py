@@ -1,4 +1,4 @@
-"""Multi-class hinge loss of Crammer and Singer, with uniform or label-aware margins."""
+"""Multi-class hinge losses, with uniform or label-aware margins."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from imbmargin.losses.margin import LDAMLoss
 __all__ = ["HingeLoss", "LDAMHingeLoss", "hinge_loss"]
 
 
-def hinge_loss(logits: Tensor, target: Tensor, margins: Tensor, scale: float = 30.0) -> Tensor:
-    """Return s max(max over j≠y of z_j - z_y + m_y, 0) for each sample.
+_FORMS = ("crammer_singer", "weston_watkins")
+
+
+def hinge_loss(
+    logits: Tensor,
+    target: Tensor,
+    margins: Tensor,
+    scale: float = 30.0,
+    form: str = "crammer_singer",
+) -> Tensor:
+    """Return the multi-class hinge loss of each sample.
 
     Parameters
     ----------
@@ -23,6 +32,9 @@ def hinge_loss(logits: Tensor, target: Tensor, margins: Tensor, scale: float = 3
         Margin m of each class.
     scale : float, default=30.0
         s. The hinge is homogeneous: it multiplies the loss, like a learning rate.
+    form : {"crammer_singer", "weston_watkins"}, default="crammer_singer"
+        "crammer_singer": s max(max over j≠y of z_j - z_y + m_y, 0). "weston_watkins": the sum over
+        j≠y of s max(z_j - z_y + m_y, 0); torch's multi-margin loss divides it by K.
 
     Returns
     -------
@@ -30,13 +42,15 @@ def hinge_loss(logits: Tensor, target: Tensor, margins: Tensor, scale: float = 3
 
     Notes
     -----
-    The gradient goes through z_y and one competitor, also in a tie, and is zero once the margin is
-    met.
+    In the form of Crammer and Singer the gradient goes through z_y and one competitor, also in a
+    tie, and is zero once the margin is met.
 
     References
     ----------
     .. [1] Crammer, Singer, "On the Algorithmic Implementation of Multiclass Kernel-based Vector
        Machines", JMLR 2001. Its use here (HG): Cao et al., NeurIPS 2019.
+    .. [2] Weston, Watkins, "Support Vector Machines for Multi-Class Pattern Recognition", ESANN
+       1999.
 
     Examples
     --------
@@ -47,9 +61,13 @@ def hinge_loss(logits: Tensor, target: Tensor, margins: Tensor, scale: float = 3
     tensor([0.9000])
     """
     column = target[:, None]
-    own = logits.gather(1, column).squeeze(1)
-    rival = logits.scatter(1, column, float("-inf")).max(dim=1).values
-    return scale * torch.relu(rival - own + margins[target].to(logits.dtype))
+    own = logits.gather(1, column)
+    others = logits.scatter(1, column, float("-inf"))
+    if form == "crammer_singer":
+        # Not amax, which would share the gradient among the competitors of a tie.
+        others = others.max(dim=1, keepdim=True).values
+    short = torch.relu(others - own + margins[target].unsqueeze(1).to(logits.dtype))
+    return scale * short.sum(dim=1)
 
 
 class HingeLoss(LDAMLoss):
@@ -63,11 +81,13 @@ class HingeLoss(LDAMLoss):
         s, which multiplies logits and margin.
     power : float, default=0.0
         Exponent of 1 / n in the margins of `ldam_margins`; 0 needs no class counts.
+    form : {"crammer_singer", "weston_watkins"}, default="crammer_singer"
+        See `hinge_loss`. "crammer_singer" in the LDAM paper.
 
     Raises
     ------
     ValueError
-        If an argument is out of range.
+        If an argument is out of range, or the form unknown.
 
     References
     ----------
@@ -81,12 +101,21 @@ class HingeLoss(LDAMLoss):
     tensor(0.9000)
     """
 
-    def __init__(self, max_margin: float = 0.5, scale: float = 30.0, power: float = 0.0) -> None:
+    def __init__(
+        self,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        power: float = 0.0,
+        form: str = "crammer_singer",
+    ) -> None:
         super().__init__(max_margin, scale, power)
+        if form not in _FORMS:
+            raise ValueError(f"form must be one of {list(_FORMS)}, got {form!r}")
+        self.form = form
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each sample, shape (n,)."""
-        return hinge_loss(logits, target, self._margin(logits), self.scale)
+        return hinge_loss(logits, target, self._margin(logits), self.scale, self.form)
 
 
 class LDAMHingeLoss(HingeLoss):
@@ -100,6 +129,8 @@ class LDAMHingeLoss(HingeLoss):
         s.
     power : float, default=0.25
         Exponent of 1 / n.
+    form : {"crammer_singer", "weston_watkins"}, default="crammer_singer"
+        See `hinge_loss`.
 
     Examples
     --------
@@ -111,5 +142,11 @@ class LDAMHingeLoss(HingeLoss):
     tensor(0.6812)
     """
 
-    def __init__(self, max_margin: float = 0.5, scale: float = 30.0, power: float = 0.25) -> None:
-        super().__init__(max_margin, scale, power)
+    def __init__(
+        self,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        power: float = 0.25,
+        form: str = "crammer_singer",
+    ) -> None:
+        super().__init__(max_margin, scale, power, form)

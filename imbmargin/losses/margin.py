@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbmargin.losses._base import ClassCountLoss, check_number
+from imbmargin.losses._base import ClassCountLoss, check_number, positive_counts
 
 __all__ = [
     "LDAMLoss",
@@ -49,9 +49,8 @@ def ldam_margins(class_counts: Tensor, max_margin: float = 0.5, power: float = 0
     >>> ldam_margins(torch.tensor([100, 10, 1]))
     tensor([0.1581, 0.2812, 0.5000], dtype=torch.float64)
     """
-    counts = torch.as_tensor(class_counts).double()
-    rarest = torch.where(counts > 0, counts, torch.inf).min()
-    return max_margin * (rarest / counts.clamp_min(rarest)) ** power
+    counts = positive_counts(class_counts)
+    return max_margin * (counts.min() / counts) ** power
 
 
 def ldam_loss(logits: Tensor, target: Tensor, margins: Tensor, scale: float = 30.0) -> Tensor:

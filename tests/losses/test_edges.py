@@ -114,13 +114,16 @@ def test_counts_are_bound_by_value():
     assert loss.class_counts.tolist() == [3, 1]
 
 
-@pytest.mark.parametrize("name", ["ldam", "mm_ldam", "ldam_hinge"])
+NEED_COUNTS = {"ldam", "mm_ldam", "ldam_hinge", "balanced_softmax", "logit_adjusted", "vs"}
+
+
+@pytest.mark.parametrize("name", sorted(NEED_COUNTS))
 def test_losses_that_need_counts_say_so(name):
     with pytest.raises(RuntimeError, match=r"Loss needs the class counts .*set_class_counts"):
         LOSSES[name]()(torch.zeros(1, 2), torch.tensor([0]))
 
 
-@pytest.mark.parametrize("name", set(LOSSES) - {"ldam", "mm_ldam", "ldam_hinge"})
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - NEED_COUNTS))
 def test_the_others_need_none(name):
     assert torch.isfinite(LOSSES[name]()(torch.zeros(1, 2), torch.tensor([0])))
 
@@ -135,6 +138,9 @@ def test_the_others_need_none(name):
         ("hinge", {"scale": 0}, "scale must be above 0, got 0; pass a larger scale"),
         ("mm", {"delta_neg": -0.5}, "delta_neg must be at least 0, got -0.5"),
         ("mm_ldam", {"beta": 0}, "beta must be above 0, got 0"),
+        ("hinge", {"form": "one_sided"}, r"form must be one of \['crammer_singer', 'weston_watk"),
+        ("vs", {"gamma": -1}, "gamma must be at least 0, got -1"),
+        ("logit_adjusted", {"tau": -0.5}, "tau must be at least 0, got -0.5"),
     ],
 )
 def test_arguments_out_of_range(name, kwargs, message):

@@ -50,7 +50,10 @@ def test_permuting_the_classes_changes_nothing(make, logits, seed):
 @FAST
 def test_shifting_all_logits_of_a_row_changes_nothing(make, logits, shift):
     # A tie may fall to the other side by rounding, where the margin of mm jumps unless beta is 1.
-    kwargs = {"beta": 1.0} if "beta" in make.__init__.__annotations__ else {}
+    # VS multiplies the logits of each class by another factor, unless gamma is 0.
+    neutral = {"beta": 1.0, "gamma": 0.0}
+    taken = make.__init__.__annotations__
+    kwargs = {name: value for name, value in neutral.items() if name in taken}
     loss, z, y, _ = prepare(make, logits, **kwargs)
     torch.testing.assert_close(loss(z + shift, y), loss(z, y), rtol=1e-9, atol=1e-9)
 
@@ -90,6 +93,26 @@ def test_a_margin_of_zero_is_cross_entropy(logits):
     # A large delta is a margin of zero.
     torch.testing.assert_close(MaxMarginLoss(delta_neg=1e3, scale=2)(z, y), expected)
     torch.testing.assert_close(FocalLoss(gamma=0)(2 * z, y), expected)
+
+
+@given(logits=LOGITS, tau=st.floats(0, 3))
+@FAST
+def test_losses_that_are_special_cases_of_one_another(logits, tau):
+    z = torch.from_numpy(logits)
+    y = torch.arange(len(z)) % z.shape[1]
+    counts = torch.arange(1, z.shape[1] + 1) ** 3
+
+    def value(loss, **kwargs):
+        made = LOSSES[loss](**kwargs)
+        made.set_class_counts(counts)
+        return made(z, y)
+
+    torch.testing.assert_close(value("vs", gamma=0, tau=tau), value("logit_adjusted", tau=tau))
+    torch.testing.assert_close(value("balanced_softmax"), value("logit_adjusted", tau=1))
+    torch.testing.assert_close(value("vs", gamma=0, tau=0), value("cross_entropy"))
+    # The shift is the prior's: counts of equal classes change nothing.
+    counts = torch.full_like(counts, 7)
+    torch.testing.assert_close(value("vs", gamma=0.3, tau=tau), value("cross_entropy"))
 
 
 @given(logits=LOGITS, delta=st.floats(0, 3), beta=st.floats(0.5, 3))

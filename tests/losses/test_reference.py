@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from imbmargin import LOSSES
-from imbmargin.losses import FocalLoss, LDAMLoss, MaxMarginLoss, max_margin, weighted_mean
+from imbmargin.losses import (
+    FocalLoss,
+    HingeLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    MaxMarginLoss,
+    VectorScalingLoss,
+    max_margin,
+    weighted_mean,
+)
 from tests.reference import losses as naive
 
 COUNTS = [70, 20, 9, 3]
@@ -29,6 +38,10 @@ def sample_hinge(z, y, power):
     return naive.crammer_singer(z, y, naive.ldam_margin(COUNTS, y, power=power), SCALE)
 
 
+def sample_vs(z, y, gamma, tau):
+    return naive.vector_scaling(z, y, COUNTS, gamma, tau)
+
+
 CASES = {
     "cross_entropy": (LOSSES["cross_entropy"](), naive.cross_entropy),
     "focal": (LOSSES["focal"](), partial(naive.focal_softmax, gamma=1.0)),
@@ -43,6 +56,15 @@ CASES = {
     "mm_ldam": (LOSSES["mm_ldam"](scale=SCALE), partial(sample_mm, label_aware=True)),
     "hinge": (LOSSES["hinge"](scale=SCALE), partial(sample_hinge, power=0.0)),
     "ldam_hinge": (LOSSES["ldam_hinge"](scale=SCALE), partial(sample_hinge, power=0.25)),
+    "hinge, weston_watkins": (
+        HingeLoss(scale=SCALE, form="weston_watkins"),
+        lambda z, y: naive.weston_watkins(z, y, 0.5, SCALE),
+    ),
+    "balanced_softmax": (LOSSES["balanced_softmax"](), partial(sample_vs, gamma=0.0, tau=1.0)),
+    "logit_adjusted": (LOSSES["logit_adjusted"](), partial(sample_vs, gamma=0.0, tau=1.0)),
+    "logit_adjusted, tau 1.5": (LogitAdjustedLoss(1.5), partial(sample_vs, gamma=0.0, tau=1.5)),
+    "vs": (LOSSES["vs"](), partial(sample_vs, gamma=0.3, tau=1.0)),
+    "cdt": (VectorScalingLoss(0.2, 0.0), partial(sample_vs, gamma=0.2, tau=0.0)),
 }
 every_loss = pytest.mark.parametrize(("loss", "sample"), CASES.values(), ids=CASES)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from imbmargin.data.imbalance import long_tailed_counts
-from imbmargin.losses import LOSSES, FocalLoss, ldam_margins, max_margin
+from imbmargin.losses import LOSSES, FocalLoss, ldam_margins, logit_shift, max_margin
 
 Z, Y = torch.tensor([[0.6, 0.2, -0.1]], dtype=torch.float64), torch.tensor([1])
 COUNTS = [100, 10, 1]
@@ -23,6 +23,10 @@ COUNTS = [100, 10, 1]
         (LOSSES["mm_ldam"](scale=10.0), 8.874276),
         (LOSSES["hinge"](scale=1.0), 0.900000),
         (LOSSES["ldam_hinge"](scale=1.0), 0.681171),
+        (LOSSES["balanced_softmax"](), 2.772109),
+        (LOSSES["logit_adjusted"](), 2.772109),
+        (LOSSES["logit_adjusted"](tau=1.5), 3.875340),
+        (LOSSES["vs"](gamma=0.2, tau=1.5), 3.947701),
     ],
 )
 def test_the_toy_example(loss, expected):
@@ -63,3 +67,9 @@ def test_the_margin_of_mm_ldam():
 )
 def test_margins_of_ldam(counts, expected):
     np.testing.assert_allclose(ldam_margins(torch.as_tensor(counts)), expected, atol=6e-5)
+
+
+def test_the_shift_of_cifar_10_long_tailed_100():
+    expected = [-0.9087, -1.4206, -1.9326, -2.4440, -2.9567, -3.4675, -3.9792, -4.4915, -5.0071]
+    shift = logit_shift(long_tailed_counts(5000, 10, 100))
+    np.testing.assert_allclose(shift, [*expected, -5.5139], atol=6e-5)

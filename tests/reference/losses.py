@@ -41,6 +41,18 @@ def crammer_singer(z, y, margin, scale):
     return scale * max(rival - z[y] + margin, 0.0)
 
 
+def weston_watkins(z, y, margin, scale):
+    return scale * math.fsum(max(v - z[y] + margin, 0.0) for j, v in enumerate(z) if j != y)
+
+
+def vector_scaling(z, y, counts, gamma, tau):
+    total, most = sum(counts), max(counts)
+    moved = [
+        (n / most) ** gamma * v + tau * math.log(n / total) for v, n in zip(z, counts, strict=True)
+    ]
+    return cross_entropy(moved, y)
+
+
 def weighted_mean(losses, weights):
     total = math.fsum(weights)
     return math.fsum(w * v for w, v in zip(weights, losses, strict=True)) / total if total else 0.0
