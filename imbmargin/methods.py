@@ -1,8 +1,9 @@
-"""The methods of the paper's Table 1, as constructor arguments."""
+"""The methods by name: constructor arguments, and what is done after training."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 from sklearn.base import clone
 
 from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.posthoc import LogitAdjustment, NearestClassMean, TauNormalization
 from imbmargin.pretraining import RotationPretrainer
+from imbmargin.two_stage import ClassifierRetraining, LearnableWeightScaling
 
 __all__ = [
+    "AFTER",
     "METHODS",
     "SOURCES",
+    "TABLE1",
     "make_classifier",
     "paper_grid",
     "paper_margins",
@@ -50,13 +55,49 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "MM-DRW": {"loss": "mm", "class_weight": "effective_number", "drw_epoch": _DEFERRED},
     "MM-LDAM-DRW": {"loss": "mm_ldam", "class_weight": "effective_number", "drw_epoch": _DEFERRED},
+    "BSCE": {"loss": "balanced_softmax"},
+    "LA": {"loss": "logit_adjusted"},
+    "VS": {"loss": "vs", "criterion__gamma": 0.15, "criterion__tau": 1.25},
+    "CDT": {"loss": "vs", "criterion__gamma": 0.2, "criterion__tau": 0.0},
+    "LA-post-hoc": {"loss": "cross_entropy"},
+    "tau-norm": {"loss": "cross_entropy"},
+    "NCM": {"loss": "cross_entropy"},
+    "cRT": {"loss": "cross_entropy"},
+    "LWS": {"loss": "cross_entropy"},
+    "MM-cRT": {"loss": "mm"},
 }
-"""Name in the paper -> arguments of `MaxMarginClassifier`.
+"""Name in the papers -> arguments of `MaxMarginClassifier`.
 
-The head is the one that the loss asks for: normalised (cosine) for the margin and hinge losses,
-linear for the others. ``delta_neg`` and ``beta`` are the estimator's defaults, those of CIFAR-10
-long-tailed 100; `paper_margins` has the other settings.
+The first 14 are the rows of Table 1 of the MM paper. The head is the one that the loss asks for:
+normalised (cosine) for the margin and hinge losses, linear for the others. ``delta_neg`` and
+``beta`` are the estimator's defaults, those of CIFAR-10 long-tailed 100; `paper_margins` has the
+other settings.
 """
+
+
+def _retrained(classifier: MaxMarginClassifier) -> ClassifierRetraining:
+    return ClassifierRetraining(classifier, **_second_stage(classifier))
+
+
+def _rescaled(classifier: MaxMarginClassifier) -> LearnableWeightScaling:
+    return LearnableWeightScaling(classifier, **_second_stage(classifier))
+
+
+def _second_stage(classifier: MaxMarginClassifier) -> dict[str, Any]:
+    # 30 epochs after 200, in proportion.
+    epochs = max(1, round(0.15 * classifier.max_epochs))
+    return {"max_epochs": epochs, "random_state": classifier.random_state}
+
+
+AFTER: dict[str, Callable[[MaxMarginClassifier], Any]] = {
+    "LA-post-hoc": LogitAdjustment,
+    "tau-norm": TauNormalization,
+    "NCM": NearestClassMean,
+    "cRT": _retrained,
+    "LWS": _rescaled,
+    "MM-cRT": _retrained,
+}
+"""Name -> what is put around the classifier, of methods that do something after training."""
 
 SOURCES: dict[str, str] = {
     "ERM": "cross-entropy",
@@ -73,13 +114,27 @@ SOURCES: dict[str, str] = {
     "LDAM-DRW+SSP": "Yang and Xu, NeurIPS 2020",
     "MM-DRW": "Kang et al., ICIP 2021",
     "MM-LDAM-DRW": "Kang et al., ICIP 2021",
+    "BSCE": "Ren et al., NeurIPS 2020",
+    "LA": "Menon et al., ICLR 2021; tau 1",
+    "VS": "Kini et al., NeurIPS 2021; gamma and tau of CIFAR-10 long-tailed",
+    "CDT": "Ye et al., 2020; gamma 0.2",
+    "LA-post-hoc": "Menon et al., ICLR 2021; tau 1",
+    "tau-norm": "Kang B. et al., ICLR 2020; tau 1",
+    "NCM": "Kang B. et al., ICLR 2020",
+    "cRT": "Kang B. et al., ICLR 2020; 30 of 200 epochs more",
+    "LWS": "Kang B. et al., ICLR 2020; 30 of 200 epochs more",
+    "MM-cRT": "MM and cRT together",
 }
 
+TABLE1 = (
+    *("ERM", "Focal", "LDAM", "MM", "CB-RS", "CB-RW", "CB-Focal", "HG-DRS", "LDAM-HG-DRS"),
+    *("M-DRW", "LDAM-DRW", "LDAM-DRW+SSP", "MM-DRW", "MM-LDAM-DRW"),
+)
+"""The rows of Table 1 of the MM paper."""
 
-def make_classifier(
-    name: str, *, setting: str | None = None, **overrides: Any
-) -> MaxMarginClassifier:
-    """Make the classifier of a method by its name in the paper.
+
+def make_classifier(name: str, *, setting: str | None = None, **overrides: Any) -> Any:
+    """Make the classifier of a method by its name in the papers.
 
     Parameters
     ----------
@@ -93,7 +148,7 @@ def make_classifier(
 
     Returns
     -------
-    classifier : MaxMarginClassifier
+    classifier : MaxMarginClassifier, or a meta-estimator around one (see `AFTER`)
         Not fitted.
 
     Raises
@@ -114,7 +169,8 @@ def make_classifier(
         raise ValueError(f"name must be one of {list(METHODS)}, got {name!r}")
     margins = {} if setting is None else paper_margins(setting)
     own = {key: clone(value, safe=False) for key, value in METHODS[name].items()}
-    return MaxMarginClassifier(**{**own, **margins, **overrides})
+    classifier = MaxMarginClassifier(**{**own, **margins, **overrides})
+    return AFTER[name](classifier) if name in AFTER else classifier
 
 
 def paper_margins(setting: str) -> dict[str, float]:

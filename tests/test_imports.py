@@ -19,7 +19,7 @@ LAYERS = [
     {"contract", "resume"},
     {"loop"},
     {"estimator"},
-    {"pretraining"},
+    {"pretraining", "_wrapper", "posthoc", "two_stage"},
     {"methods", "_batched", "search"},
     {"benchmark"},
 ]

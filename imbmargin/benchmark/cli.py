@@ -24,7 +24,7 @@ from imbmargin.benchmark.table import as_text
 from imbmargin.data.cifar import CIFAR_CLASSES, guess_cifar, read_batches
 from imbmargin.datasets import EMBEDDED
 from imbmargin.losses import LOSSES
-from imbmargin.methods import METHODS, SOURCES
+from imbmargin.methods import AFTER, METHODS, SOURCES, TABLE1, make_classifier
 
 __all__ = ["main"]
 
@@ -127,7 +127,7 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
         choices=CONTENDERS,
         metavar="METHOD",
         help=f"what is compared: {', '.join(CONTENDERS)} (default: {' '.join(DEFAULT_METHODS)}; "
-        "for table1 all that it has)",
+        "for table1 the 14 rows that it has)",
     )
     add(
         "--set",
@@ -269,7 +269,7 @@ def _compared_jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def _table_jobs(options: argparse.Namespace) -> list[Job]:
-    table, methods = options.experiment, options.methods or list(METHODS)
+    table, methods = options.experiment, options.methods or list(TABLE1)
     if len(options.data or []) != 1:
         raise _UserError(f"{table} needs --data with the folder of CIFAR")
     foreign = [name for name in methods if name not in METHODS]
@@ -356,8 +356,16 @@ def _conclude(records: list[dict[str, Any]], out: Path) -> int:
     return 1 if any(group.failed for group in groups) else 0
 
 
+def _after(name: str) -> str:
+    """Return the name of the meta-estimator around a method's classifier."""
+    if name not in AFTER:
+        return "-"
+    return type(make_classifier(name)).__name__
+
+
 def _methods(options: argparse.Namespace, _: str) -> int:
-    rows = [["method", "loss", "class weights", "sampling", "from epoch", "head", "source"]]
+    choices = ["loss", "class weights", "sampling", "from epoch", "head", "then"]
+    rows = [["method", *choices, "source"]]
     for name, arguments in METHODS.items():
         start = arguments.get("drw_epoch", arguments.get("drs_epoch"))
         cosine = LOSSES[arguments["loss"]].normalized_logits
@@ -369,6 +377,7 @@ def _methods(options: argparse.Namespace, _: str) -> int:
                 arguments.get("resample", "-"),
                 "first" if start is None else f"{start:.0%}",
                 "cosine" if cosine else "linear",
+                _after(name),
                 SOURCES[name],
             ]
         )

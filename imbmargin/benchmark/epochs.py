@@ -12,20 +12,20 @@ from tqdm.auto import tqdm
 __all__ = ["EpochBar", "TestErrors", "watch"]
 
 
-def watch(model: Any, errors: TestErrors, title: str | None) -> None:
+def watch(model: Any, title: str | None, errors: TestErrors | None = None) -> None:
     """Give a network callbacks that watch its training.
 
     Parameters
     ----------
     model : MaxMarginClassifier
         Not fitted.
-    errors : TestErrors
-        Looks at the test part.
     title : str or None
         Stands before a bar of the epochs, also of those of a pre-training. None: no bar.
+    errors : TestErrors, default=None
+        Looks at the test part.
     """
     bars = [] if title is None else [EpochBar(title)]
-    model.set_params(callbacks=[errors, *bars])
+    model.set_params(callbacks=[*([] if errors is None else [errors]), *bars])
     if bars and "init_backbone__callbacks" in model.get_params():
         model.set_params(init_backbone__callbacks=[EpochBar(f"{title}, pre-training")])
 

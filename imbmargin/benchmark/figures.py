@@ -59,7 +59,7 @@ def draw_figures(group: Group, folder: Path, prefix: str) -> list[Figure]:
     trained = [record for record in group.records if "history" in record]
     if group.setting is None and trained:
         drawings["curves"] = _draw_curves
-    if group.setting is not None:
+    if group.setting is not None and trained:
         drawings |= {"tests": _draw_tests, "margins": _draw_margins}
     # Without a screen: the caller's choice of a backend is left alone.
     with matplotlib.rc_context({"figure.dpi": 150, "backend": "agg"}):
@@ -137,7 +137,11 @@ def _draw_curves(group: Group) -> Any:
 
 
 def _draw_tests(group: Group) -> Any:
-    curves = {name: _test_curve(records) for name, records in group.by_method.items()}
+    curves = {
+        name: _test_curve(records)
+        for name, records in group.by_method.items()
+        if "history" in records[0]
+    }
     figure, panels = _panels(list(curves), 4, (2.4, 1.9), sharex=True, sharey=True)
     for name, ax in panels.items():
         for epochs, errors in curves.values():
@@ -156,7 +160,7 @@ def _test_curve(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_margins(group: Group) -> Any:
-    shown = {name: records[0]["margins"] for name, records in group.by_method.items()}
+    shown = {n: rs[0]["margins"] for n, rs in group.by_method.items() if "margins" in rs[0]}
     figure, panels = _panels(list(shown), 4, (2.4, 1.9), sharex=True)
     low, first, middle, third, high = range(len(MARGIN_QUANTILES))
     for name, ax in panels.items():

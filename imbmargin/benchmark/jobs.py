@@ -34,6 +34,7 @@ from imbmargin.datasets import (
     load_table_file,
 )
 from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.methods import AFTER
 from imbmargin.metrics import balanced_accuracy, group_accuracy, per_class_error, sample_margins
 
 __all__ = ["DataSpec", "Job", "environment", "load_data", "run_job"]
@@ -251,9 +252,13 @@ def _measure(job: Job, shows_epochs: bool, checkpoint_dir: Path | None) -> dict[
         checkpoint_dir=checkpoint_dir,
         **dict(job.arguments),
     )
+    title = job.title if shows_epochs else None
     if isinstance(model, MaxMarginClassifier):
         first = resolve_epoch(_DEFERRED, job.epochs, "start")
-        watch(model, TestErrors(X_test, data.y_test, first), job.title if shows_epochs else None)
+        watch(model, title, TestErrors(X_test, data.y_test, first))
+    elif job.method in AFTER:
+        # What its epochs do is not yet the method.
+        watch(model.estimator, title)
     start = time.perf_counter()
     model.fit(X_train, data.y_train)
     fitted = time.perf_counter()

@@ -9,7 +9,7 @@ import numpy as np
 from imbmargin.benchmark.paper import GRID_METHOD, PAPER_EPOCHS
 from imbmargin.benchmark.table import Group, Rows, spread
 from imbmargin.callbacks import resolve_epoch
-from imbmargin.methods import METHODS, paper_grid, paper_settings, published_error
+from imbmargin.methods import METHODS, TABLE1, paper_grid, paper_settings, published_error
 
 __all__ = ["Table", "best_errors", "last_errors", "paper_tables", "schedule_note"]
 
@@ -18,8 +18,10 @@ Table = tuple[str, Rows]
 
 
 def best_errors(records: list[dict[str, Any]]) -> np.ndarray:
-    """Return the error (%) of the best epoch of each record."""
-    return np.array([100 * record["best_epoch"]["error"] for record in records])
+    """Return the error (%) of the best epoch of each record; of the last, if it has only that."""
+    best = (record.get("best_epoch") for record in records)
+    pairs = zip(best, last_errors(records), strict=True)
+    return np.array([last if best is None else 100 * best["error"] for best, last in pairs])
 
 
 def last_errors(records: list[dict[str, Any]]) -> np.ndarray:
@@ -88,7 +90,9 @@ def paper_tables(group: Group) -> list[Table]:
 
 
 def _published(method: str, setting: str | None) -> float | None:
-    return published_error(method, setting) if setting in paper_settings() and setting else None
+    if method not in TABLE1 or setting is None or setting not in paper_settings():
+        return None
+    return published_error(method, setting)
 
 
 def _compare(name: str, published: float | None, errors: np.ndarray) -> list[str]:

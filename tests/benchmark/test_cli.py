@@ -128,8 +128,10 @@ def test_methods_prints_a_line_for_each(capsys):
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(METHODS)
-    assert "mm_ldam" in lines[-1]
-    assert "80%" in lines[-1]
+    row = next(line for line in lines if line.startswith("MM-LDAM-DRW"))
+    assert "mm_ldam" in row
+    assert "80%" in row
+    assert "ClassifierRetraining" in next(line for line in lines if line.startswith("cRT"))
 
 
 def test_the_module_runs_as_a_command():

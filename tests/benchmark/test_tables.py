@@ -11,7 +11,7 @@ from imbmargin.benchmark.published import paper_tables, schedule_note
 from imbmargin.benchmark.runner import read_records
 from imbmargin.benchmark.table import group_records
 from imbmargin.data import cifar
-from imbmargin.methods import METHODS
+from imbmargin.methods import AFTER, TABLE1
 
 LT100 = DataSpec("cifar/", None, "long_tailed", 100.0, dataset="cifar10")
 
@@ -42,9 +42,9 @@ def test_all_methods_of_table_1_run_and_a_second_start_runs_nothing(folder, tmp_
     printed = capsys.readouterr().out
     assert "2 epochs in place of the papers' 200" in printed
     records = read_records(out / "jobs")
-    assert {record["job"]["method"] for record in records} == set(METHODS)
+    assert {record["job"]["method"] for record in records} == set(TABLE1)
     lines = printed[printed.index("Table 1, error (%) of the best epoch") :].splitlines()
-    assert [line.split()[0] for line in lines[3 : 3 + len(METHODS)]] == list(METHODS)
+    assert [line.split()[0] for line in lines[3 : 3 + len(TABLE1)]] == list(TABLE1)
     erm = next(record for record in records if record["job"]["method"] == "ERM")
     assert lines[3].split()[1] == "13.61"
     assert lines[3].split()[2] == f"{100 * erm['best_epoch']['error']:.2f}"
@@ -93,6 +93,19 @@ def test_a_cache_changes_no_result(folder, tmp_path):
     names = [path.name for name in "ab" for path in (tmp_path / name / "jobs").glob("*.json")]
     assert names[0] == names[1]
     assert list((tmp_path / "cache").iterdir())
+
+
+def test_methods_that_go_on_after_training_have_a_row_without_a_published_figure(
+    folder, tmp_path, capsys
+):
+    assert run("table1", folder, tmp_path, "--methods", "ERM", *AFTER, "VS") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in (*AFTER, "VS"):
+        found = [line.split() for line in lines if line.split()[:1] == [name]]
+        assert len(found) == 2
+        assert all(line[1] == "-" for line in found)
+    records = read_records(tmp_path / "jobs")
+    assert all(("history" in r) == (r["job"]["method"] not in AFTER) for r in records)
 
 
 def test_the_margins_of_table_1_are_the_best_of_tables_2_and_3():

@@ -1,0 +1,160 @@
+"""What the meta-estimators share: a classifier around another one, and a look into its network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import Tags, column_or_1d, get_tags
+from sklearn.utils.validation import check_is_fitted
+from skorch.utils import is_dataset
+from torch import nn
+
+from imbmargin.data.batches import targets_of
+from imbmargin.weights import class_counts
+
+__all__ = ["LogitClassifier", "Wrapper", "find_head", "find_network", "look_into"]
+
+
+class LogitClassifier(ClassifierMixin, BaseEstimator):
+    """Predictions from logits, which a subclass computes."""
+
+    classes_: NDArray[Any]
+
+    def _logits(self, X: Any) -> NDArray[Any]:
+        raise NotImplementedError
+
+    def decision_function(self, X: Any) -> NDArray[Any]:
+        """Return the logits (n, K), or for two classes their difference (n,)."""
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Any) -> NDArray[Any]:
+        """Return the probabilities of the classes (n, K): the softmax of the logits."""
+        return softmax(self._logits(X), axis=1)
+
+    def predict_log_proba(self, X: Any) -> NDArray[Any]:
+        """Return the logarithm of the probabilities (n, K)."""
+        return log_softmax(self._logits(X), axis=1)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the labels (n,) with the largest logits."""
+        index = self._logits(X).argmax(axis=1)
+        return self.classes_[index]
+
+
+class Wrapper(MetaEstimatorMixin, LogitClassifier):
+    """A classifier around another one, which is fitted first unless it is frozen."""
+
+    estimator: Any
+    estimator_: Any
+
+    def _fit_estimator(self, X: Any, y: Any, fit_params: dict[str, Any]) -> None:
+        self.estimator_ = clone(self.estimator).fit(X, y, **fit_params)
+        self.classes_ = np.asarray(self.estimator_.classes_)
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self.estimator_, name):
+                setattr(self, name, getattr(self.estimator_, name))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "estimator_")
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        inner = get_tags(self.estimator)
+        tags.input_tags = inner.input_tags
+        tags.classifier_tags = inner.classifier_tags
+        tags.non_deterministic = inner.non_deterministic
+        return tags
+
+
+def training_counts(estimator: Any, X: Any, y: Any, classes: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the training rows of each class: the estimator's own, else those of y."""
+    own = getattr(estimator, "class_counts_", None)
+    if own is not None:
+        return np.asarray(own)
+    labels = targets_of(X) if y is None and is_dataset(X) else column_or_1d(y)
+    return class_counts(np.searchsorted(classes, labels), len(classes))
+
+
+def find_network(estimator: Any) -> Any:
+    """Return the fitted skorch net inside a FrozenEstimator or at the end of a Pipeline.
+
+    Raises
+    ------
+    TypeError
+        If there is none.
+    """
+    net = estimator
+    while True:
+        if isinstance(net, FrozenEstimator):
+            net = net.estimator
+        elif hasattr(net, "steps"):
+            net = net.steps[-1][1]
+        else:
+            break
+    if not hasattr(net, "module_"):
+        raise TypeError(
+            f"estimator must be a skorch classifier such as MaxMarginClassifier (or a Pipeline "
+            f"that ends with one), got {type(net).__name__}"
+        )
+    return net
+
+
+def find_head(module: nn.Module) -> tuple[str, nn.Module]:
+    """Return name and layer of the last layer: ``head``, or else the last Linear.
+
+    Raises
+    ------
+    ValueError
+        If there is neither.
+    """
+    head = getattr(module, "head", None)
+    if isinstance(head, nn.Module):
+        return "head", head
+    found = [pair for pair in module.named_modules() if isinstance(pair[1], nn.Linear)]
+    if not found or not found[-1][0]:
+        raise ValueError(
+            f"module {type(module).__name__} has neither an attribute `head` nor a Linear layer "
+            "inside; give it a head"
+        )
+    return found[-1]
+
+
+@contextmanager
+def look_into(layer: nn.Module) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Collect what goes into a layer and what comes out of it, batch by batch, on the CPU."""
+    seen: dict[str, list[torch.Tensor]] = {"inputs": [], "outputs": []}
+
+    def look(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        seen["inputs"].append(inputs[0].detach().float().cpu())
+        seen["outputs"].append(output.detach().float().cpu())
+
+    hook = layer.register_forward_hook(look)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def head_pass(estimator: Any, X: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Predict X; return what goes into the head of the network and what comes out of it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the estimator has no network, or the network no head.
+    """
+    check_is_fitted(estimator)
+    _, head = find_head(find_network(estimator).module_)
+    with look_into(head) as seen:
+        estimator.predict(X)
+    features, logits = (torch.cat(seen[key]).numpy() for key in ("inputs", "outputs"))
+    return features, logits

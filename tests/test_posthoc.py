@@ -1,0 +1,207 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from sklearn.base import clone
+from sklearn.datasets import make_classification
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, recall_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNetClassifier
+from torch import nn
+
+from imbmargin import MaxMarginClassifier, make_long_tailed
+from imbmargin.posthoc import LogitAdjustment, NearestClassMean, TauNormalization
+
+NETWORK = MaxMarginClassifier(loss="cross_entropy", max_epochs=15, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def rare():
+    """Three overlapping classes, the last one rare, and a balanced test part."""
+    X, y = make_classification(
+        6000, 12, n_informative=6, n_classes=3, class_sep=0.8, random_state=0
+    )
+    labels = np.array(["a", "b", "c"])[y]
+    train = make_long_tailed(X[:4000], labels[:4000], imbalance_ratio=30, random_state=0)
+    return *train, X[4000:], labels[4000:]
+
+
+def skorch_net(*layers):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3), *layers)
+    return NeuralNetClassifier(
+        network, criterion=nn.CrossEntropyLoss, max_epochs=5, lr=0.1, verbose=0, train_split=None
+    )
+
+
+def test_logits_are_moved_by_the_prior(rare):
+    X, y, X_test, _ = rare
+    plain = LogisticRegression().fit(X, y)
+    prior = np.array([(y == label).mean() for label in plain.classes_])
+    for tau in (0.0, 1.0, 1.5):
+        moved = LogitAdjustment(LogisticRegression(), tau).fit(X, y)
+        expected = plain.predict_log_proba(X_test) - tau * np.log(prior)
+        np.testing.assert_allclose(
+            moved.predict_log_proba(X_test), log_softmax(expected, axis=1), atol=1e-10
+        )
+        labels = plain.classes_[expected.argmax(axis=1)]
+        np.testing.assert_array_equal(moved.predict(X_test), labels)
+
+
+@pytest.mark.parametrize(("make", "gain"), [(LogitAdjustment, 0.1), (TauNormalization, 0.02)])
+def test_rare_classes_are_found_more_often(make, gain, rare):
+    X, y, X_test, y_test = rare
+    plain = clone(NETWORK).fit(X, y)
+    moved = make(FrozenEstimator(plain)).fit(X, y)
+    before, after = (recall_score(y_test, c.predict(X_test), average=None) for c in (plain, moved))
+    assert after[2] > before[2] + gain
+    assert after.mean() > before.mean()
+
+
+def test_counts_are_those_of_the_training_part(rare):
+    X, y, X_test, _ = rare
+    network = clone(NETWORK).set_params(train_split=0.3).fit(X, y)
+    counts = network.class_counts_
+    frozen = FrozenEstimator(network)
+    # A calibration part with other frequencies does not count.
+    found = LogitAdjustment(frozen).fit(X_test, rare[3]).decision_function(X_test)
+    expected = network.predict_log_proba(X_test) - np.log(counts / counts.sum())
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    given = LogitAdjustment(frozen, class_counts=[8, 4, 1]).fit(X, y).decision_function(X_test)
+    expected = network.predict_log_proba(X_test) - np.log(np.array([8, 4, 1]) / 13)
+    np.testing.assert_allclose(given, expected, atol=1e-6)
+
+
+def test_tau_by_cross_validation_is_the_best_of_the_grid(rare):
+    X, y = rare[:2]
+    taus, folds = [0.0, 0.5, 1.0, 3.0], StratifiedKFold(3)
+    chosen = LogitAdjustment(LogisticRegression(), "cv", taus=taus, cv=folds).fit(X, y)
+    scores = {
+        tau: np.mean(
+            [
+                balanced_accuracy_score(
+                    y[valid],
+                    LogitAdjustment(LogisticRegression(), tau)
+                    .fit(X[train], y[train])
+                    .predict(X[valid]),
+                )
+                for train, valid in folds.split(X, y)
+            ]
+        )
+        for tau in taus
+    }
+    assert chosen.cv_scores_ == pytest.approx(scores)
+    assert chosen.tau_ == max(scores, key=scores.get)
+    assert chosen.tau_ > 0
+    accuracy = LogitAdjustment(
+        LogisticRegression(), "cv", taus=taus, cv=folds, scoring="accuracy"
+    ).fit(X, y)
+    assert accuracy.tau_ < chosen.tau_
+
+
+def test_vectors_are_divided_by_their_length_to_the_tau(rare):
+    X, y, X_test, _ = rare
+    network = clone(NETWORK).fit(X, y)
+    head = network.module_.head
+    weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
+    for tau in (0.0, 0.5, 1.0):
+        found = TauNormalization(FrozenEstimator(network), tau).fit(X, y)
+        base = network.decision_function(X_test) - bias
+        expected = base / np.linalg.norm(weight, axis=1) ** tau
+        np.testing.assert_allclose(found.decision_function(X_test), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_classifier_is_not_fitted_again(rare):
+    X, y, X_test, _ = rare
+    network = clone(NETWORK).fit(X, y)
+    before = network.module_.head.weight.clone()
+    for make in (LogitAdjustment, TauNormalization, NearestClassMean):
+        make(FrozenEstimator(network)).fit(X, y).predict(X_test)
+        assert torch.equal(network.module_.head.weight, before)
+        fresh = make(network).fit(X, y)
+        assert fresh.estimator_ is not network
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_nearest_mean(normalize, rare):
+    X, y, X_test, _ = rare
+    clf = NearestClassMean(NETWORK, normalize=normalize).fit(X, y)
+    network = clf.estimator_.module_.eval()
+
+    def features(rows):
+        with torch.no_grad():
+            x = network.input_norm(torch.from_numpy(rows).float())
+            return network.backbone(x).double().numpy()
+
+    train, test = features(X), features(X_test)
+    if normalize:
+        center = train.mean(axis=0)
+        train, test = train - center, test - center
+        train /= np.linalg.norm(train, axis=1, keepdims=True)
+        test /= np.linalg.norm(test, axis=1, keepdims=True)
+    means = [train[y == label].mean(axis=0) for label in ("a", "b", "c")]
+    distances = np.array([[((row - mean) ** 2).sum() for mean in means] for row in test])
+    np.testing.assert_allclose(-clf.decision_function(X_test), distances, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [LogitAdjustment, TauNormalization, NearestClassMean])
+def test_around_plain_skorch_nets_and_pipelines(make, rare):
+    X, y, X_test, y_test = rare
+    codes, X, X_test = np.searchsorted(["a", "b", "c"], y), *(np.float32(p) for p in (X, X_test))
+    clf = make(skorch_net()).fit(X, codes)
+    assert clf.score(X_test, np.searchsorted(["a", "b", "c"], y_test)) > 0.4
+    pipeline = make(make_pipeline(StandardScaler(), NETWORK)).fit(X, y)
+    assert balanced_accuracy_score(y_test, pipeline.predict(X_test)) > 0.5
+    again = pickle.loads(pickle.dumps(pipeline))
+    np.testing.assert_array_equal(again.predict(X_test), pipeline.predict(X_test))
+
+
+def test_a_softmax_after_the_last_layer_is_looked_behind(rare):
+    X, y = np.float32(rare[0]), np.searchsorted(["a", "b", "c"], rare[1])
+    net = skorch_net(nn.Softmax(dim=1)).fit(X, y)
+    layer = net.module_[2]
+    found = TauNormalization(FrozenEstimator(net), 0.0).fit(X, y).decision_function(X)
+    with torch.no_grad():
+        expected = layer(net.module_[:2](torch.from_numpy(X))) - layer.bias
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: LogitAdjustment(NETWORK, tau="best"), ValueError, "tau must be a number or 'cv'"),
+        (lambda: LogitAdjustment(NETWORK, tau=np.nan), ValueError, "tau must be a number or 'cv'"),
+        (
+            lambda: LogitAdjustment(NETWORK, class_counts=[1, 0, 2]),
+            ValueError,
+            r"class_counts must be above 0 for each of the 3 classes, got \[1, 0, 2\]",
+        ),
+        (
+            lambda: TauNormalization(LogisticRegression()),
+            TypeError,
+            "estimator must be a skorch classifier .* got LogisticRegression",
+        ),
+        (
+            lambda: TauNormalization(MaxMarginClassifier(max_epochs=1)),
+            ValueError,
+            "needs a Linear layer at the end, head is a CosineLinear; a cosine head has vectors of",
+        ),
+    ],
+)
+def test_what_cannot_be_done(make, error, message, rare):
+    with pytest.raises(error, match=message):
+        make().fit(*rare[:2])
+
+
+def test_fit_parameters_do_not_go_with_folds(rare):
+    X, y = rare[:2]
+    weight = np.ones(len(y))
+    LogitAdjustment(NETWORK).fit(X, y, sample_weight=weight)
+    with pytest.raises(ValueError, match=r"tau='cv' does not pass \['sample_weight'\]"):
+        LogitAdjustment(NETWORK, "cv").fit(X, y, sample_weight=weight)

@@ -1,0 +1,127 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits, make_classification
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNetClassifier
+from torch import nn
+
+from imbmargin import MaxMarginClassifier, make_long_tailed
+from imbmargin.two_stage import ClassifierRetraining, LearnableWeightScaling
+
+NETWORK = MaxMarginClassifier(loss="cross_entropy", max_epochs=15, random_state=0)
+SECOND = {"max_epochs": 15, "random_state": 0}
+both = pytest.mark.parametrize("make", [ClassifierRetraining, LearnableWeightScaling])
+
+
+@pytest.fixture(scope="module")
+def rare():
+    X, y = make_classification(
+        6000, 12, n_informative=6, n_classes=3, class_sep=0.8, random_state=0
+    )
+    X, labels = X.astype(np.float32), np.array(["a", "b", "c"])[y]
+    train = make_long_tailed(X[:4000], labels[:4000], imbalance_ratio=30, random_state=0)
+    return *train, X[4000:], labels[4000:]
+
+
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+@both
+def test_the_second_stage_finds_rare_classes_and_leaves_the_first_alone(make, rare):
+    X, y, X_test, y_test = rare
+    first = clone(NETWORK).fit(X, y)
+    before = state(first.module_)
+    clf = make(FrozenEstimator(first), **SECOND).fit(X, y)
+    scores = [balanced_accuracy_score(y_test, c.predict(X_test)) for c in (first, clf)]
+    assert scores[1] > scores[0] + 0.03
+    after = state(first.module_)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # Of its copy only the head has moved.
+    frozen = state(clf.net_.module_.network)
+    assert all(torch.equal(before[name], frozen[name]) for name in frozen)
+    moving = {name for name, p in clf.net_.module_.named_parameters() if p.requires_grad}
+    expected = {"head.factor"} if make is LearnableWeightScaling else {"head.weight", "head.bias"}
+    assert moving == expected
+
+
+def test_the_factors_of_lws_begin_at_1_and_end_above_it_for_rare_classes(rare):
+    X, y = rare[:2]
+    clf = LearnableWeightScaling(NETWORK, **SECOND).fit(X, y)
+    factor = clf.net_.module_.head.factor
+    assert factor[2] != 1
+    untouched = LearnableWeightScaling(clf.estimator, max_epochs=1, lr=1e-12, random_state=0)
+    untouched.fit(X, y)
+    np.testing.assert_allclose(
+        untouched.decision_function(X), untouched.estimator_.decision_function(X), atol=1e-4
+    )
+
+
+@both
+def test_the_same_seed_gives_the_same_result_and_touches_no_other(make, rare):
+    X, y, X_test, _ = rare
+    before = torch.get_rng_state()
+    results = [make(NETWORK, **SECOND).fit(X, y).predict_proba(X_test) for _ in range(2)]
+    np.testing.assert_array_equal(*results)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+def test_statistics_of_normalisation_layers_drift_only_if_asked(batch_norm):
+    X, y = load_digits(n_class=3, return_X_y=True)
+    network = MaxMarginClassifier(
+        "resnet20", image_shape=(1, 8, 8), loss="cross_entropy", max_epochs=1, random_state=0
+    )
+    second = {"max_epochs": 1, "random_state": 0, "batch_norm": batch_norm}
+    clf = ClassifierRetraining(network, **second).fit(X[:120], y[:120])
+    first = dict(clf.estimator_.module_.named_buffers())
+    now = dict(clf.net_.module_.network.named_buffers())
+    same = all(torch.equal(first[name], now[name]) for name in first if "running" in name)
+    assert same == (batch_norm == "eval")
+
+
+@both
+def test_around_plain_skorch_nets_and_pipelines(make, rare):
+    X, y, X_test, y_test = rare
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3))
+    net = NeuralNetClassifier(
+        network, criterion=nn.CrossEntropyLoss, max_epochs=5, lr=0.1, verbose=0, train_split=None
+    )
+    codes = np.searchsorted(["a", "b", "c"], y)
+    clf = make(net, **SECOND).fit(X, codes)
+    found = balanced_accuracy_score(np.searchsorted(["a", "b", "c"], y_test), clf.predict(X_test))
+    assert found > 0.4
+    pipeline = make(make_pipeline(StandardScaler(), NETWORK), **SECOND).fit(X, y)
+    assert balanced_accuracy_score(y_test, pipeline.predict(X_test)) > 0.6
+    again = pickle.loads(pickle.dumps(pipeline))
+    np.testing.assert_array_equal(again.predict_proba(X_test), pipeline.predict_proba(X_test))
+
+
+def test_crt_after_the_maximum_margin_loss(rare):
+    X, y, X_test, y_test = rare
+    margin = MaxMarginClassifier(loss="mm", max_epochs=15, random_state=0)
+    clf = ClassifierRetraining(margin, **SECOND).fit(X, y)
+    assert isinstance(clf.net_.module_.head, nn.Linear)
+    first = balanced_accuracy_score(y_test, clf.estimator_.predict(X_test))
+    assert balanced_accuracy_score(y_test, clf.predict(X_test)) > first
+
+
+def test_a_network_that_goes_on_after_its_head_is_an_error(rare):
+    X, y = rare[0], np.searchsorted(["a", "b", "c"], rare[1])
+    network = nn.Sequential(nn.Linear(12, 3), nn.Softmax(dim=1))
+    net = NeuralNetClassifier(network, max_epochs=1, verbose=0, train_split=None)
+    with pytest.raises(ValueError, match="does something to the outputs of its last layer, such"):
+        ClassifierRetraining(net).fit(X, y)
+
+
+def test_an_unknown_mode_is_an_error_before_training(rare):
+    with pytest.raises(ValueError, match=r"batch_norm must be one of \['train', 'eval'\], got 'of"):
+        ClassifierRetraining(None, batch_norm="off").fit(*rare[:2])
