@@ -80,6 +80,8 @@ def _initialize(net: MaxMarginClassifier, X: Any, y: Any, seed: int) -> bool:
 
 
 def _check_parts(net: MaxMarginClassifier) -> None:
+    if net.mixing is not None:
+        raise NotBatchedError(f"mixing={net.mixing!r} is drawn for each candidate")
     if any(isinstance(layer, _CONVOLUTIONS) for layer in net.module_.modules()):
         # Measured on 2 cores: 8 ResNet-20 took 2.7 times as long together as one after another.
         raise NotBatchedError(

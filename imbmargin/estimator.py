@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from skorch.callbacks import EpochScoring, EpochTimer, LRScheduler, PassthroughScoring
-from skorch.utils import to_tensor
 from torch.utils.data import DataLoader, Subset
 
 from imbmargin.callbacks import (
@@ -21,8 +20,8 @@ from imbmargin.callbacks import (
 )
 from imbmargin.data.augment import make_augment
 from imbmargin.data.batches import ArrayBatches, ArrayDataset, is_array_dataset, targets_of
+from imbmargin.data.mixing import make_mixing
 from imbmargin.data.split import StratifiedSplit
-from imbmargin.loop import CheckpointedLoop
 from imbmargin.metrics import balanced_accuracy
 from imbmargin.modules import MODULES, channel_statistics
 from imbmargin.parts import (
@@ -37,9 +36,11 @@ from imbmargin.parts import (
     resolve_loss,
     resolve_module,
     resolve_precision,
+    takes_row_weights,
 )
 from imbmargin.randomness import isolated_random_state
 from imbmargin.samplers import ClassSampler
+from imbmargin.steps import BatchSteps
 from imbmargin.weights import class_counts, class_rates, class_weights
 
 __all__ = ["MaxMarginClassifier"]
@@ -55,7 +56,7 @@ def _balanced_accuracy_scorer(net: Any, X: Any, y: Any) -> float:
     return balanced_accuracy(y, net.predict(X))
 
 
-class MaxMarginClassifier(CheckpointedLoop):
+class MaxMarginClassifier(BatchSteps):
     """Neural network classifier for imbalanced data, with maximum-margin loss and deferral.
 
     A method is five independent choices: the loss, the class weights, the sampling, from which
@@ -94,6 +95,10 @@ callable or None, default=None
     augment : {"auto", "crop", "flip", "crop_flip"}, callable or None, default="auto"
         Augmentation of training images, a whole batch at once. "auto": crop and flip for colour
         images, crop for others, nothing for tables. A callable gets a batch (n, C, H, W).
+    mixing : {"mixup", "remix"}, callable or None, default=None
+        Mixing of training rows after their augmentation, see `imbmargin.data.mixing`. The loss of
+        a mixed row is the weighted mean of its losses for the two labels, each with the margin
+        and the class weight of its own label.
     image_shape : tuple of int, default=None
         (channels, height, width) of images that come flattened to rows, so that 2-D tools can
         stand before the network, or whose channel axis is ambiguous.
@@ -213,6 +218,7 @@ callable or None, default=None
         resample: Any = None,
         drs_epoch: Any = None,
         augment: Any = "auto",
+        mixing: Any = None,
         image_shape: tuple[int, int, int] | None = None,
         init_backbone: Any = None,
         optimizer: Any = "auto",
@@ -269,6 +275,7 @@ callable or None, default=None
         self.resample = resample
         self.drs_epoch = drs_epoch
         self.augment = augment
+        self.mixing = mixing
         self.image_shape = image_shape
         self.init_backbone = init_backbone
         self.lr_schedule = lr_schedule
@@ -403,6 +410,7 @@ callable or None, default=None
             load_backbone(self.module_, source)
         shape = None if self._layout is None else self._layout.image_shape
         self.augment_ = make_augment(self.augment, shape)
+        self.mixing_ = make_mixing(self.mixing)
 
     def _statistics_batches(self, train: Any, num_channels: int) -> Iterator[torch.Tensor]:
         if is_array_dataset(train):
@@ -434,8 +442,14 @@ callable or None, default=None
 
     def _check_parameters(self) -> None:
         resolve_precision(self.precision, self.device)
-        resolve_loss(self.loss)
+        loss = resolve_loss(self.loss)
         resolve_module(self.module, None)
+        if make_mixing(self.mixing) is not None and not takes_row_weights(loss):
+            raise ValueError(
+                f"mixing={self.mixing!r} needs a loss that takes weights of rows, got "
+                f"loss={self.loss!r}; pass a name, or a subclass of "
+                "imbmargin.losses.ClassCountLoss"
+            )
         for name, least in (("max_epochs", 1), ("batch_size", 1)):
             value = getattr(self, name)
             if not isinstance(value, Integral) or (value < least and (name, value) != _ALL_ROWS):
@@ -457,41 +471,3 @@ callable or None, default=None
         counts = class_counts(target, len(self.classes_))
         class_weights(counts, self.class_weight, classes=self.classes_)
         class_rates(counts, self.resample, classes=self.classes_)
-
-    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Augment the batch on the device, then forward and backward."""
-        return super().train_step_single(self._augmented(batch), **fit_params)
-
-    def _augmented(self, batch: Any) -> Any:
-        if self.augment_ is None:
-            return batch
-        x, y = batch
-        return self.augment_(self._to_module(x)), y
-
-    def infer(self, x: Any, **fit_params: Any) -> Any:
-        """Run the network on a batch, in its shape, device and precision."""
-        x = self._to_module(x)
-        if (
-            isinstance(x, torch.Tensor)
-            and not x.is_floating_point()
-            and not hasattr(self.module_, "input_norm")
-        ):
-            x = x.float()
-        dtype = self._autocast_dtype()
-        if dtype is None:
-            return super().infer(x, **fit_params)
-        with torch.autocast(torch.device(self.device).type, dtype=dtype):
-            return super().infer(x, **fit_params)
-
-    def _autocast_dtype(self) -> torch.dtype | None:
-        images = self._layout is not None and self._layout.image_shape is not None
-        return resolve_precision(self.precision, self.device, images)
-
-    def get_loss(
-        self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
-    ) -> torch.Tensor:
-        """Return the loss of a batch; with sample weights ``y_true`` is (target, weight)."""
-        y_true = to_tensor(y_true, device=self.device)
-        if isinstance(y_true, (tuple, list)):
-            return self.criterion_(y_pred, *y_true)
-        return self.criterion_(y_pred, y_true)

@@ -29,6 +29,7 @@ __all__ = [
     "resolve_loss",
     "resolve_module",
     "resolve_precision",
+    "takes_row_weights",
 ]
 
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -258,13 +259,18 @@ def loss_arguments(loss: Any, own: dict[str, Any], module: nn.Module) -> dict[st
 
     The papers' scale belongs to cosine logits; with another head the logits have their own.
     """
-    if not (isinstance(loss, type) and issubclass(loss, ClassCountLoss)):
+    if not takes_row_weights(loss):
         return {}
     accepted = inspect.signature(loss).parameters
     known = dict(own)
     if not getattr(getattr(module, "head", None), "normalized", False):
         known["scale"] = 1.0
     return {name: value for name, value in known.items() if name in accepted}
+
+
+def takes_row_weights(loss: Any) -> bool:
+    """Tell whether a loss is one of this package, or derived from one."""
+    return isinstance(loss, type) and issubclass(loss, ClassCountLoss)
 
 
 def optimizer_defaults(layout: Layout | None) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

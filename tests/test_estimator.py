@@ -459,7 +459,7 @@ def test_auto_is_bfloat16_for_images_where_the_processor_has_it(table, images, m
 
 def test_float16_scales_the_gradients(table, monkeypatch):
     # The step that CUDA takes, run on the CPU, where torch has a gradient scaler too.
-    import imbmargin.estimator as module
+    import imbmargin.steps as module
 
     monkeypatch.setattr(module, "resolve_precision", lambda *_: torch.float16)
     monkeypatch.setattr(torch.amp, "GradScaler", lambda: torch.amp.grad_scaler.GradScaler("cpu"))

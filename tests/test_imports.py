@@ -18,6 +18,7 @@ LAYERS = [
     {"parts", "callbacks", "checkpoint"},
     {"contract", "resume"},
     {"loop"},
+    {"steps"},
     {"estimator"},
     {"pretraining", "_wrapper", "posthoc", "two_stage"},
     {"methods", "_batched", "search"},

@@ -1,0 +1,88 @@
+"""What happens to a batch: device, augmentation, mixing, precision and loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from skorch.utils import to_tensor
+from torch import Tensor
+
+from imbmargin.loop import CheckpointedLoop
+from imbmargin.parts import resolve_precision
+
+__all__ = ["BatchSteps"]
+
+
+@dataclass(frozen=True)
+class _TwoLabels:
+    """Targets of mixed rows: two labels each, and the weights of both."""
+
+    target: Tensor
+    weight: Tensor
+
+
+class BatchSteps(CheckpointedLoop):
+    """The steps of a batch, from the rows to the loss.
+
+    A subclass brings the constructor (with ``precision``), and sets ``augment_`` and ``mixing_``.
+    """
+
+    precision: str
+    augment_: Any
+    mixing_: Any
+
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Augment and mix the batch on the device, then forward and backward."""
+        batch = self._augmented(batch)
+        if self.mixing_ is not None:
+            batch = self._mixed(batch)
+        return super().train_step_single(batch, **fit_params)
+
+    def _augmented(self, batch: Any) -> Any:
+        if self.augment_ is None:
+            return batch
+        x, y = batch
+        return self.augment_(self._to_module(x)), y
+
+    def _mixed(self, batch: Any) -> Any:
+        x, y = self._to_module(batch[0]), to_tensor(batch[1], device=self.device)
+        target, weight = y if isinstance(y, (tuple, list)) else (y, None)
+        counts = torch.as_tensor(self.class_counts_, device=target.device)
+        x, partner, share = self.mixing_(x, target, counts)
+        weights = torch.cat([share, 1 - share])
+        if weight is not None:
+            weights = weights * torch.cat([weight, weight[partner]])
+        return x, _TwoLabels(torch.cat([target, target[partner]]), weights)
+
+    def infer(self, x: Any, **fit_params: Any) -> Any:
+        """Run the network on a batch, in its shape, device and precision."""
+        x = self._to_module(x)
+        if (
+            isinstance(x, Tensor)
+            and not x.is_floating_point()
+            and not hasattr(self.module_, "input_norm")
+        ):
+            x = x.float()
+        dtype = self._autocast_dtype()
+        if dtype is None:
+            return super().infer(x, **fit_params)
+        with torch.autocast(torch.device(self.device).type, dtype=dtype):
+            return super().infer(x, **fit_params)
+
+    def _autocast_dtype(self) -> torch.dtype | None:
+        images = self._layout is not None and self._layout.image_shape is not None
+        return resolve_precision(self.precision, self.device, images)
+
+    def get_loss(
+        self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
+    ) -> torch.Tensor:
+        """Return the loss of a batch; with sample weights ``y_true`` is (target, weight)."""
+        if isinstance(y_true, _TwoLabels):
+            # Each label is a row of its own, so that it has its own margin and class weight.
+            return self.criterion_(torch.cat([y_pred, y_pred]), y_true.target, y_true.weight)
+        y_true = to_tensor(y_true, device=self.device)
+        if isinstance(y_true, (tuple, list)):
+            return self.criterion_(y_pred, *y_true)
+        return self.criterion_(y_pred, y_true)
