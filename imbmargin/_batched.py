@@ -80,12 +80,14 @@ def _initialize(net: MaxMarginClassifier, X: Any, y: Any, seed: int) -> bool:
 
 
 def _check_parts(net: MaxMarginClassifier) -> None:
-    if net.mixing is not None:
-        raise NotBatchedError(f"mixing={net.mixing!r} is drawn for each candidate")
     if any(isinstance(layer, _CONVOLUTIONS) for layer in net.module_.modules()):
         # Measured on 2 cores: 8 ResNet-20 took 2.7 times as long together as one after another.
         raise NotBatchedError(
             f"the network {type(net.module_).__name__} has convolutions, which are slower batched"
+        )
+    if getattr(net.criterion_, "needs", ()):
+        raise NotBatchedError(
+            f"the loss {type(net.criterion_).__name__} needs more than the logits"
         )
     if any(True for _ in net.criterion_.parameters()):
         raise NotBatchedError(f"the loss {type(net.criterion_).__name__} has weights to learn")

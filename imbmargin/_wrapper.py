@@ -18,9 +18,10 @@ from skorch.utils import is_dataset
 from torch import nn
 
 from imbmargin.data.batches import targets_of
+from imbmargin.modules import find_head
 from imbmargin.weights import class_counts
 
-__all__ = ["LogitClassifier", "Wrapper", "find_head", "find_network", "look_into"]
+__all__ = ["LogitClassifier", "Wrapper", "find_network", "look_into"]
 
 
 class LogitClassifier(ClassifierMixin, BaseEstimator):
@@ -106,26 +107,6 @@ def find_network(estimator: Any) -> Any:
             f"that ends with one), got {type(net).__name__}"
         )
     return net
-
-
-def find_head(module: nn.Module) -> tuple[str, nn.Module]:
-    """Return name and layer of the last layer: ``head``, or else the last Linear.
-
-    Raises
-    ------
-    ValueError
-        If there is neither.
-    """
-    head = getattr(module, "head", None)
-    if isinstance(head, nn.Module):
-        return "head", head
-    found = [pair for pair in module.named_modules() if isinstance(pair[1], nn.Linear)]
-    if not found or not found[-1][0]:
-        raise ValueError(
-            f"module {type(module).__name__} has neither an attribute `head` nor a Linear layer "
-            "inside; give it a head"
-        )
-    return found[-1]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Callbacks: deferred re-weighting and re-sampling, learning-rate schedule, early stopping.
+"""Callbacks: deferred losses, re-weighting and re-sampling, learning-rate schedule, early stopping.
 
 They speak to any `skorch.NeuralNetClassifier`, not only to `MaxMarginClassifier`.
 """
@@ -21,6 +21,7 @@ from imbmargin.weights import class_counts, class_rates, class_weights
 
 __all__ = [
     "LR_SCHEDULES",
+    "DeferredLoss",
     "DeferredResampling",
     "DeferredReweighting",
     "EarlyStopping",
@@ -105,6 +106,47 @@ class _Deferred(Callback):
     def _is_on(self, net: Any) -> bool:
         # skorch has opened the history's row of this epoch already.
         return len(net.history) - 1 >= self.start_epoch_
+
+
+class DeferredLoss(_Deferred):
+    """Train with plain cross-entropy first, and with the loss after a number of epochs.
+
+    Parameters
+    ----------
+    start : int, float or None, default=None
+        As in `DeferredReweighting`; None: from the first epoch.
+
+    Raises
+    ------
+    ValueError
+        At the begin of training, if the start is never reached.
+    TypeError
+        If a start is given, and the loss is not one of `imbmargin.losses`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_wine
+    >>> from imbmargin import MaxMarginClassifier
+    >>> clf = MaxMarginClassifier(loss="vs", loss_epoch=2, max_epochs=4, random_state=0)
+    >>> clf.fit(*load_wine(return_X_y=True)).criterion_.active
+    True
+    """
+
+    _name = "loss_epoch"
+
+    def __init__(self, start: Any = None) -> None:
+        self.start = start
+
+    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
+        """Tell the loss whether its time has come."""
+        if self.start is None:
+            return
+        if not hasattr(net.criterion_, "active"):
+            raise TypeError(
+                f"loss_epoch={self.start} needs a loss of imbmargin.losses, got "
+                f"{type(net.criterion_).__name__}"
+            )
+        net.criterion_.active = self._is_on(net)
 
 
 class DeferredReweighting(_Deferred):

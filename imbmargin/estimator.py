@@ -12,6 +12,7 @@ from skorch.callbacks import EpochScoring, EpochTimer, LRScheduler, PassthroughS
 from torch.utils.data import DataLoader, Subset
 
 from imbmargin.callbacks import (
+    DeferredLoss,
     DeferredResampling,
     DeferredReweighting,
     LearningRateSchedule,
@@ -74,6 +75,8 @@ class MaxMarginClassifier(BatchSteps):
         an attribute ``head`` with another number of outputs is replaced.
     loss : str or Module class, default="mm"
         A key of `imbmargin.losses.LOSSES`, or a class. ``criterion__*`` reaches its constructor.
+    loss_epoch : int, float or None, default=None
+        Epochs completed before the loss takes the place of plain cross-entropy, as ``drw_epoch``.
     delta_neg : float, default=0.6
         δ⁻ of the losses "mm" and "mm_ldam": larger means a smaller margin.
     beta : float, default=1.5
@@ -211,6 +214,7 @@ callable or None, default=None
         module: Any = "auto",
         *,
         loss: Any = "mm",
+        loss_epoch: Any = None,
         delta_neg: float = 0.6,
         beta: float = 1.5,
         class_weight: Any = None,
@@ -268,6 +272,7 @@ callable or None, default=None
             **kwargs,
         )
         self.loss = loss
+        self.loss_epoch = loss_epoch
         self.delta_neg = delta_neg
         self.beta = beta
         self.class_weight = class_weight
@@ -331,6 +336,7 @@ callable or None, default=None
                     lower_is_better=False,
                 ),
             ),
+            ("loss", DeferredLoss(self.loss_epoch)),
             ("reweighting", DeferredReweighting(self.drw_epoch, class_weight)),
             ("resampling", DeferredResampling(self.drs_epoch, resample)),
             ("lr_schedule", LearningRateSchedule(schedule)),
@@ -463,7 +469,7 @@ callable or None, default=None
                 f"checkpoint_dir={str(self.checkpoint_dir)!r} is for fit with warm_start=False, "
                 "which begins anew; without it, partial_fit and warm_start go on from memory"
             )
-        for name in ("drw_epoch", "drs_epoch"):
+        for name in ("loss_epoch", "drw_epoch", "drs_epoch"):
             resolve_epoch(getattr(self, name), self.max_epochs, name, self.open_ended_)
 
     def _check_targets(self, target: np.ndarray) -> None:

@@ -162,7 +162,7 @@ def module_arguments(
         if layout.image_shape is not None:
             known["in_channels"] = layout.shape[0]
     if module in MODULES.values():
-        known["head"] = "cosine" if getattr(loss, "normalized_logits", False) else "linear"
+        known["head"] = getattr(loss, "head", "linear")
     accepted = inspect.signature(module).parameters
     return {name: value for name, value in known.items() if name in accepted}
 

@@ -23,11 +23,11 @@ from sklearn.utils.validation import check_is_fitted
 from imbmargin._wrapper import (
     LogitClassifier,
     Wrapper,
-    find_head,
     find_network,
     head_pass,
     training_counts,
 )
+from imbmargin.modules import find_head
 
 __all__ = ["LogitAdjustment", "NearestClassMean", "TauNormalization"]
 

@@ -10,6 +10,7 @@ from skorch.utils import to_tensor
 from torch import Tensor
 
 from imbmargin.loop import CheckpointedLoop
+from imbmargin.modules import find_head
 from imbmargin.parts import resolve_precision
 
 __all__ = ["BatchSteps"]
@@ -32,6 +33,7 @@ class BatchSteps(CheckpointedLoop):
     precision: str
     augment_: Any
     mixing_: Any
+    _context: dict[str, Tensor] = {}  # noqa: RUF012 (replaced, never changed)
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Augment and mix the batch on the device, then forward and backward."""
@@ -65,11 +67,34 @@ class BatchSteps(CheckpointedLoop):
             and not hasattr(self.module_, "input_norm")
         ):
             x = x.float()
+        needs = getattr(self.criterion_, "needs", ())
+        if not needs:
+            return self._run_network(x, **fit_params)
+        _, head = find_head(self.module_)
+
+        def note(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+            known = {"features": inputs[0], "head_weight": layer.weight}
+            self._context = {name: known[name] for name in needs}
+
+        hook = head.register_forward_pre_hook(note)
+        try:
+            return self._run_network(x, **fit_params)
+        finally:
+            hook.remove()
+
+    def _run_network(self, x: Any, **fit_params: Any) -> Any:
         dtype = self._autocast_dtype()
         if dtype is None:
             return super().infer(x, **fit_params)
         with torch.autocast(torch.device(self.device).type, dtype=dtype):
             return super().infer(x, **fit_params)
+
+    def evaluation_step(self, batch: Any, training: bool = False) -> Any:
+        """Run the network on a batch."""
+        output = super().evaluation_step(batch, training=training)
+        # No loss will ask for it, and it would keep the batch in memory.
+        self._context = {}
+        return output
 
     def _autocast_dtype(self) -> torch.dtype | None:
         images = self._layout is not None and self._layout.image_shape is not None
@@ -79,10 +104,14 @@ class BatchSteps(CheckpointedLoop):
         self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
     ) -> torch.Tensor:
         """Return the loss of a batch; with sample weights ``y_true`` is (target, weight)."""
+        context, self._context = self._context, {}
         if isinstance(y_true, _TwoLabels):
             # Each label is a row of its own, so that it has its own margin and class weight.
-            return self.criterion_(torch.cat([y_pred, y_pred]), y_true.target, y_true.weight)
+            if "features" in context:
+                context["features"] = torch.cat([context["features"]] * 2)
+            logits = torch.cat([y_pred, y_pred])
+            return self.criterion_(logits, y_true.target, y_true.weight, **context)
         y_true = to_tensor(y_true, device=self.device)
         if isinstance(y_true, (tuple, list)):
-            return self.criterion_(y_pred, *y_true)
-        return self.criterion_(y_pred, y_true)
+            return self.criterion_(y_pred, *y_true, **context)
+        return self.criterion_(y_pred, y_true, **context)

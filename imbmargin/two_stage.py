@@ -16,8 +16,9 @@ from skorch.utils import is_dataset
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from imbmargin._wrapper import Wrapper, find_head, find_network, look_into
+from imbmargin._wrapper import Wrapper, find_network, look_into
 from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.modules import find_head
 
 __all__ = ["ClassifierRetraining", "LearnableWeightScaling"]
 

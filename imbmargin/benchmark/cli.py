@@ -368,7 +368,6 @@ def _methods(options: argparse.Namespace, _: str) -> int:
     rows = [["method", *choices, "source"]]
     for name, arguments in METHODS.items():
         start = arguments.get("drw_epoch", arguments.get("drs_epoch"))
-        cosine = LOSSES[arguments["loss"]].normalized_logits
         rows.append(
             [
                 name,
@@ -376,7 +375,7 @@ def _methods(options: argparse.Namespace, _: str) -> int:
                 arguments.get("class_weight", "-"),
                 arguments.get("resample", "-"),
                 "first" if start is None else f"{start:.0%}",
-                "cosine" if cosine else "linear",
+                LOSSES[arguments["loss"]].head,
                 _after(name),
                 SOURCES[name],
             ]

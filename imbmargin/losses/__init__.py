@@ -5,8 +5,10 @@ They work in any torch loop. ``loss(logits, target)`` is a weighted mean; ``set_
 """
 
 from imbmargin.losses._base import ClassCountLoss, CrossEntropyLoss, weighted_mean
+from imbmargin.losses.angular import LargeMarginSoftmaxLoss, large_margin_logits
 from imbmargin.losses.focal import FocalLoss, focal_loss
 from imbmargin.losses.hinge import HingeLoss, LDAMHingeLoss, hinge_loss
+from imbmargin.losses.influence import InfluenceBalancedLoss, influence_balanced_loss
 from imbmargin.losses.margin import (
     LDAMLoss,
     MaxMarginLDAMLoss,
@@ -38,6 +40,8 @@ LOSSES: dict[str, type[ClassCountLoss]] = {
     "balanced_softmax": BalancedSoftmaxLoss,
     "logit_adjusted": LogitAdjustedLoss,
     "vs": VectorScalingLoss,
+    "large_margin_softmax": LargeMarginSoftmaxLoss,
+    "influence_balanced": InfluenceBalancedLoss,
 }
 """Name -> class: what ``MaxMarginClassifier(loss=...)`` accepts."""
 
@@ -48,8 +52,10 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalLoss",
     "HingeLoss",
+    "InfluenceBalancedLoss",
     "LDAMHingeLoss",
     "LDAMLoss",
+    "LargeMarginSoftmaxLoss",
     "LogitAdjustedLoss",
     "MaxMarginLDAMLoss",
     "MaxMarginLoss",
@@ -57,6 +63,8 @@ __all__ = [
     "VectorScalingLoss",
     "focal_loss",
     "hinge_loss",
+    "influence_balanced_loss",
+    "large_margin_logits",
     "ldam_loss",
     "ldam_margins",
     "logit_adjusted_loss",

@@ -68,10 +68,16 @@ class ClassCountLoss(nn.Module):
         Rows of each class in the training part.
     class_weight : Tensor of float64, shape (K,), or None
         Weight of each class in the mean.
+    active : bool
+        False makes it plain cross-entropy (of the scaled logits), until it is set to True.
     """
 
     #: Whether the logits are expected to be cosines, from a normalised head.
     normalized_logits: ClassVar[bool] = False
+    #: Kind of the last layer, see `imbmargin.modules.HEADS`.
+    head: ClassVar[str] = "linear"
+    #: What `forward` needs besides the logits: "features", "head_weight".
+    needs: ClassVar[tuple[str, ...]] = ()
 
     class_counts: Tensor | None
     class_weight: Tensor | None
@@ -80,6 +86,7 @@ class ClassCountLoss(nn.Module):
         super().__init__()
         self.register_buffer("class_counts", None)
         self.register_buffer("class_weight", None)
+        self.active = True
         self._weight_changed()
 
     def set_class_counts(self, class_counts: Any) -> None:
@@ -147,7 +154,11 @@ class ClassCountLoss(nn.Module):
         )
 
     def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None = None,
+        **context: Tensor,
     ) -> Tensor:
         """Return the weighted mean of the loss over a batch.
 
@@ -159,6 +170,8 @@ class ClassCountLoss(nn.Module):
             Encoded labels 0..K-1.
         sample_weight : Tensor of shape (n,), default=None
             Weights of the rows; they multiply the class weights.
+        **context : Tensor
+            What the loss `needs`: ``features`` (n, d), ``head_weight`` (K, d).
 
         Returns
         -------
@@ -168,6 +181,8 @@ class ClassCountLoss(nn.Module):
         ------
         ValueError
             If the shapes do not fit.
+        RuntimeError
+            If something that it needs is not there.
         """
         shape = logits.shape
         if len(shape) != 2 or shape[1] < 2 or target.shape != shape[:1]:
@@ -177,13 +192,19 @@ class ClassCountLoss(nn.Module):
             )
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
+        if len(context) != len(self.needs):
+            self._need_context(context)
         self._follow(logits.device)
         class_weight = self.class_weight
-        if self._torch_takes_mean and sample_weight is None and shape[0] > 0:
+        if self._torch_takes_mean and self.active and sample_weight is None and shape[0] > 0:
             if class_weight is not None:
                 class_weight = class_weight.to(logits.dtype)
-            return F.cross_entropy(self.adjust(logits, target), target, class_weight)
-        losses = self.per_sample(logits, target)
+            return F.cross_entropy(self.adjust(logits, target, **context), target, class_weight)
+        if self.active:
+            losses = self.per_sample(logits, target, **context)
+        else:
+            plain = logits * getattr(self, "scale", 1.0)
+            losses = F.cross_entropy(plain, target, reduction="none")
         weight = sample_weight
         if class_weight is not None:
             by_class = class_weight[target].to(losses.dtype)
@@ -200,6 +221,14 @@ class ClassCountLoss(nn.Module):
             # If the weights of a batch add up to 0, also in float32, torch's mean is not a number.
             least = torch.finfo(torch.float32).tiny
             self._torch_takes_mean = bool((self.class_weight >= least).all())
+
+    def _need_context(self, context: dict[str, Tensor]) -> None:
+        missing = [name for name in self.needs if name not in context]
+        if missing:
+            raise RuntimeError(
+                f"{type(self).__name__} needs {missing}: call loss(logits, target, "
+                f"{', '.join(f'{name}=...' for name in self.needs)}); MaxMarginClassifier does so"
+            )
 
     def _need_counts(self) -> Tensor:
         if self.class_counts is None:

@@ -271,6 +271,7 @@ class LDAMLoss(ClassCountLoss):
     """
 
     normalized_logits = True
+    head = "cosine"
     margins: Tensor | None
 
     def __init__(self, max_margin: float = 0.5, scale: float = 30.0, power: float = 0.25) -> None:
@@ -361,6 +362,7 @@ class MaxMarginLoss(ClassCountLoss):
     """
 
     normalized_logits = True
+    head = "cosine"
     margins: Tensor | None
     _margins32: Tensor | None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from imbmargin.modules.heads import HEADS, CosineLinear, make_head, replace_head
+from imbmargin.modules.heads import HEADS, CosineLinear, find_head, make_head, replace_head
 from imbmargin.modules.mlp import MLP
 from imbmargin.modules.normalize import InputNorm, channel_statistics
 from imbmargin.modules.resnet import ResNet20, ResNet32, ResNet44, ResNet56, ResNetCIFAR
@@ -33,6 +33,7 @@ __all__ = [
     "ResNet56",
     "ResNetCIFAR",
     "channel_statistics",
+    "find_head",
     "make_head",
     "replace_head",
 ]

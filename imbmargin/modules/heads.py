@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HEADS", "CosineLinear", "make_head", "replace_head"]
+__all__ = ["HEADS", "CosineLinear", "find_head", "make_head", "replace_head"]
 
 Head = str | Callable[[int, int], nn.Module]
 
@@ -68,7 +69,12 @@ class CosineLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": nn.Linear, "cosine": CosineLinear}
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "linear": nn.Linear,
+    "unbiased": partial(nn.Linear, bias=False),
+    "cosine": CosineLinear,
+}
+"""Name -> what makes the last layer, from the number of features and of classes."""
 
 
 def make_head(head: Head, in_features: int, out_features: int) -> nn.Module:
@@ -76,7 +82,7 @@ def make_head(head: Head, in_features: int, out_features: int) -> nn.Module:
 
     Parameters
     ----------
-    head : {"linear", "cosine"} or callable
+    head : {"linear", "unbiased", "cosine"} or callable
         Kind of head. A callable gets ``(in_features, out_features)``.
     in_features, out_features : int
         Size of the features, and number of classes.
@@ -101,6 +107,33 @@ def make_head(head: Head, in_features: int, out_features: int) -> nn.Module:
     if head not in HEADS:
         raise ValueError(f"head must be one of {list(HEADS)} or a callable, got {head!r}")
     return HEADS[head](in_features, out_features)
+
+
+def find_head(module: nn.Module) -> tuple[str, nn.Module]:
+    """Return name and layer of a network's last layer: ``head``, or else the last Linear.
+
+    Raises
+    ------
+    ValueError
+        If there is neither.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from imbmargin.modules import find_head
+    >>> find_head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))[0]
+    '2'
+    """
+    head = getattr(module, "head", None)
+    if isinstance(head, nn.Module):
+        return "head", head
+    found = [pair for pair in module.named_modules() if isinstance(pair[1], nn.Linear)]
+    if not found or not found[-1][0]:
+        raise ValueError(
+            f"module {type(module).__name__} has neither an attribute `head` nor a Linear layer "
+            "inside; give it a head"
+        )
+    return found[-1]
 
 
 def replace_head(module: nn.Module, num_classes: int) -> None:

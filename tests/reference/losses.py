@@ -53,6 +53,23 @@ def vector_scaling(z, y, counts, gamma, tau):
     return cross_entropy(moved, y)
 
 
+def influence_balanced(z, y, h, factor, epsilon):
+    total = math.fsum(math.exp(v) for v in z)
+    distance = math.fsum(abs(math.exp(v) / total - (j == y)) for j, v in enumerate(z))
+    influence = distance * math.fsum(abs(v) for v in h)
+    return factor * cross_entropy(z, y) / (influence + epsilon)
+
+
+def large_margin_softmax(x, w, y, m, blend):
+    z = [math.fsum(a * b for a, b in zip(x, row, strict=True)) for row in w]
+    length = math.hypot(*x) * math.hypot(*w[y])
+    angle = math.acos(max(-1.0, min(1.0, z[y] / length)))
+    k = min(int(m * angle / math.pi), m - 1)
+    psi = (-1) ** k * math.cos(m * angle) - 2 * k
+    z[y] = length * (blend * math.cos(angle) + psi) / (1 + blend)
+    return cross_entropy(z, y)
+
+
 def weighted_mean(losses, weights):
     total = math.fsum(weights)
     return math.fsum(w * v for w, v in zip(weights, losses, strict=True)) / total if total else 0.0
