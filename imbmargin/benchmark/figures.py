@@ -118,6 +118,9 @@ def _panels(names: list[str], columns: int, size: tuple[float, float], **kwargs:
     )
     for ax in axes.flat[len(names) :]:
         ax.remove()
+    for ax in axes.flat[max(0, len(names) - columns) : len(names)]:
+        # Also where the axes below, which would have them, are removed.
+        ax.tick_params(labelbottom=True)
     panels = dict(zip(names, axes.flat, strict=False))
     for name, ax in panels.items():
         ax.set_title(name, loc="right")

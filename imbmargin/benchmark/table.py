@@ -66,7 +66,8 @@ class Group:
         data = self.job["data"]
         made = {"long_tailed": "long-tailed", "step": "step"}.get(data["imbalance"])
         subset = f", {made}, ratio {data['ratio']:g}" if made else ", as it is"
-        return f"{self.name}{subset}, {self.job['epochs']} epochs"
+        text = f"{self.name}{subset}, {self.job['epochs']} epochs"
+        return text if self.job["precision"] == "float32" else f"{text}, {self.job['precision']}"
 
     @property
     def name(self) -> str:
