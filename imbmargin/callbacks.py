@@ -384,7 +384,8 @@ class LearningRateSchedule(Callback):
 
 def _parameter_groups(net: Any) -> Iterator[dict[str, Any]]:
     for name in net._optimizers:
-        yield from getattr(net, name + "_").param_groups
+        groups = getattr(net, name + "_").param_groups
+        yield from (group for group in groups if not group.get("constant_lr"))
 
 
 class PrintLog(SkorchPrintLog):

@@ -138,11 +138,13 @@ class CheckpointedLoop(ContractClassifier):
         """Yield the network's output of each batch, in the order of X."""
         for i, batch in enumerate(self.get_iterator(self.get_dataset(X), training=False)):
             # Between two batches the network may have been trained.
-            self._mode_is_set = i > 0 and self.module_.training == training
+            if i > 0 and self.module_.training == training:
+                self._mode_is_set = True
             try:
                 output = self.evaluation_step(batch, training=training)
             finally:
-                self._mode_is_set = False
+                # Removed, not set to False: predicting leaves an estimator as it was.
+                self.__dict__.pop("_mode_is_set", None)
             yield to_device(output, device=device)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:

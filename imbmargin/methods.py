@@ -11,12 +11,14 @@ from typing import Any
 from sklearn.base import clone
 
 from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.meta import MetaWeightNetClassifier
 from imbmargin.posthoc import LogitAdjustment, NearestClassMean, TauNormalization
 from imbmargin.pretraining import RotationPretrainer
 from imbmargin.two_stage import ClassifierRetraining, LearnableWeightScaling
 
 __all__ = [
     "AFTER",
+    "CLASSES",
     "METHODS",
     "SOURCES",
     "TABLE1",
@@ -53,6 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "CDT": {"loss": "vs", "criterion__gamma": 0.2, "criterion__tau": 0.0},
     "IB": {"loss": "influence_balanced", "loss_epoch": 0.5},
     "L-Softmax": {"loss": "large_margin_softmax"},
+    "MW-Net": {"loss": "cross_entropy"},
     "mixup": {"loss": "cross_entropy", "mixing": "mixup"},
     "mixup-DRW": {"loss": "cross_entropy", "mixing": "mixup", **_DRW},
     "remix": {"loss": "cross_entropy", "mixing": "remix"},
@@ -75,6 +78,10 @@ normalised (cosine) for the margin and hinge losses, linear for the others. ``de
 ``beta`` are the estimator's defaults, those of CIFAR-10 long-tailed 100; `paper_margins` has the
 other settings.
 """
+
+
+CLASSES: dict[str, type[MaxMarginClassifier]] = {"MW-Net": MetaWeightNetClassifier}
+"""Name -> class, of methods whose training step is their own."""
 
 
 def _retrained(classifier: MaxMarginClassifier) -> ClassifierRetraining:
@@ -122,6 +129,7 @@ SOURCES: dict[str, str] = {
     "CDT": "Ye et al., 2020; gamma 0.2",
     "IB": "Park et al., ICCV 2021; alpha 1000, from half of the epochs on",
     "L-Softmax": "Liu et al., ICML 2016; m 2",
+    "MW-Net": "Shu et al., NeurIPS 2019; meta set from the training data",
     "mixup": "Zhang et al., ICLR 2018; alpha 1",
     "mixup-DRW": "Chou et al., ECCV Workshops 2020",
     "remix": "Chou et al., ECCV Workshops 2020; kappa 3, tau 0.5",
@@ -181,7 +189,8 @@ def make_classifier(name: str, *, setting: str | None = None, **overrides: Any) 
         raise ValueError(f"name must be one of {list(METHODS)}, got {name!r}")
     margins = {} if setting is None else paper_margins(setting)
     own = {key: clone(value, safe=False) for key, value in METHODS[name].items()}
-    classifier = MaxMarginClassifier(**{**own, **margins, **overrides})
+    make = CLASSES.get(name, MaxMarginClassifier)
+    classifier = make(**{**own, **margins, **overrides})
     return AFTER[name](classifier) if name in AFTER else classifier
 
 

@@ -92,8 +92,9 @@ class BatchSteps(CheckpointedLoop):
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         """Run the network on a batch."""
         output = super().evaluation_step(batch, training=training)
-        # No loss will ask for it, and it would keep the batch in memory.
-        self._context = {}
+        if self._context:
+            # No loss will ask for it, and it would keep the batch in memory.
+            self._context = {}
         return output
 
     def _autocast_dtype(self) -> torch.dtype | None:
@@ -104,7 +105,9 @@ class BatchSteps(CheckpointedLoop):
         self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
     ) -> torch.Tensor:
         """Return the loss of a batch; with sample weights ``y_true`` is (target, weight)."""
-        context, self._context = self._context, {}
+        context = self._context
+        if context:
+            self._context = {}
         if isinstance(y_true, _TwoLabels):
             # Each label is a row of its own, so that it has its own margin and class weight.
             if "features" in context:

@@ -20,7 +20,7 @@ LAYERS = [
     {"loop"},
     {"steps"},
     {"estimator"},
-    {"pretraining", "_wrapper", "posthoc", "two_stage"},
+    {"pretraining", "meta", "_wrapper", "posthoc", "two_stage"},
     {"methods", "_batched", "search"},
     {"benchmark"},
 ]
