@@ -10,6 +10,7 @@ from typing import Any
 
 from sklearn.base import clone
 
+from imbmargin.bbn import BBNClassifier
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.meta import MetaWeightNetClassifier
 from imbmargin.posthoc import LogitAdjustment, NearestClassMean, TauNormalization
@@ -55,6 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "CDT": {"loss": "vs", "criterion__gamma": 0.2, "criterion__tau": 0.0},
     "IB": {"loss": "influence_balanced", "loss_epoch": 0.5},
     "L-Softmax": {"loss": "large_margin_softmax"},
+    "BBN": {"loss": "cross_entropy"},
     "MW-Net": {"loss": "cross_entropy"},
     "mixup": {"loss": "cross_entropy", "mixing": "mixup"},
     "mixup-DRW": {"loss": "cross_entropy", "mixing": "mixup", **_DRW},
@@ -80,7 +82,10 @@ other settings.
 """
 
 
-CLASSES: dict[str, type[MaxMarginClassifier]] = {"MW-Net": MetaWeightNetClassifier}
+CLASSES: dict[str, type[MaxMarginClassifier]] = {
+    "BBN": BBNClassifier,
+    "MW-Net": MetaWeightNetClassifier,
+}
 """Name -> class, of methods whose training step is their own."""
 
 
@@ -129,6 +134,7 @@ SOURCES: dict[str, str] = {
     "CDT": "Ye et al., 2020; gamma 0.2",
     "IB": "Park et al., ICCV 2021; alpha 1000, from half of the epochs on",
     "L-Softmax": "Liu et al., ICML 2016; m 2",
+    "BBN": "Zhou et al., CVPR 2020; momentum and schedule of the MM paper",
     "MW-Net": "Shu et al., NeurIPS 2019; meta set from the training data",
     "mixup": "Zhang et al., ICLR 2018; alpha 1",
     "mixup-DRW": "Chou et al., ECCV Workshops 2020",

@@ -20,7 +20,7 @@ LAYERS = [
     {"loop"},
     {"steps"},
     {"estimator"},
-    {"pretraining", "meta", "_wrapper", "posthoc", "two_stage"},
+    {"pretraining", "meta", "bbn", "_wrapper", "posthoc", "two_stage"},
     {"methods", "_batched", "search"},
     {"benchmark"},
 ]

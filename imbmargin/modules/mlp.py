@@ -68,6 +68,8 @@ class MLP(nn.Module):
                 layers.append(nn.Dropout(dropout))
             size = units
         self.backbone = nn.Sequential(*layers)
+        #: Layers at the end of the backbone that make its last stage.
+        self.branch_layers = min(3 if dropout else 2, len(layers) - 1)
         self.head = make_head(head, size, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -104,6 +104,8 @@ class ResNetCIFAR(nn.Module):
                 layers.append(_Block(size, channels, stride))
                 size = channels
         self.backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        #: Layers at the end of the backbone that make its last stage: block, pooling, flattening.
+        self.branch_layers = 3
         self.head = make_head(head, size, num_classes)
         for layer in self.modules():
             # The normalised head has an initialisation of its own.
