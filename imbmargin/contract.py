@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +58,27 @@ class ContractClassifier(NeuralNetClassifier):
         # The loss is a parameter of the subclass.
         for name in ("criterion", "history_", "initialized_", "virtual_params_"):
             del self.__dict__[name]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the inherited parameters in the signature of a subclass that passes them on.
+
+        scikit-learn's repr, and help, look there for the defaults.
+        """
+        super().__init_subclass__(**kwargs)
+        constructor: Any = cls.__dict__.get("__init__")
+        if constructor is None:
+            return
+        own = inspect.signature(constructor)
+        *named, rest = own.parameters.values()
+        if rest.kind is not inspect.Parameter.VAR_KEYWORD:
+            return
+        above: Any = cls.__mro__[1]
+        inherited = [
+            parameter
+            for name, parameter in inspect.signature(above.__init__).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in own.parameters
+        ]
+        constructor.__signature__ = own.replace(parameters=[*named, *inherited, rest])
 
     def __setattr__(self, name: str, value: Any) -> None:
         # skorch takes any torch module that is assigned for a part of the net; as a parameter it

@@ -143,6 +143,14 @@ def test_checkpoints_datasets_and_pickles(table, tmp_path):
     assert MetaWeightNetClassifier(**SETTINGS).fit(rows, None).predict(X).shape == y.shape
 
 
+def test_its_repr_shows_what_is_not_the_default():
+    clf = MetaWeightNetClassifier(meta_lr=0.01, drw_epoch=0.8, optimizer__momentum=0.9)
+    assert repr(clf) == (
+        "MetaWeightNetClassifier(drw_epoch=0.8, meta_lr=0.01, optimizer__momentum=0.9)"
+    )
+    assert repr(MetaWeightNetClassifier()) == "MetaWeightNetClassifier()"
+
+
 def test_it_is_not_batched_with_others(table):
     X, y = table
     grid = {"lr": [0.01, 0.02]}

