@@ -18,10 +18,9 @@ Table = tuple[str, Rows]
 
 
 def best_errors(records: list[dict[str, Any]]) -> np.ndarray:
-    """Return the error (%) of the best epoch of each record; of the last, if it has only that."""
+    """Return the error (%) of the best epoch of each record, NaN for methods without epochs."""
     best = (record.get("best_epoch") for record in records)
-    pairs = zip(best, last_errors(records), strict=True)
-    return np.array([last if best is None else 100 * best["error"] for best, last in pairs])
+    return np.array([np.nan if epoch is None else 100 * epoch["error"] for epoch in best])
 
 
 def last_errors(records: list[dict[str, Any]]) -> np.ndarray:

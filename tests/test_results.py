@@ -1,0 +1,62 @@
+"""The pages show what the result files hold."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imbmargin.benchmark.published import last_errors
+from imbmargin.benchmark.runner import read_records
+from imbmargin.benchmark.table import as_markdown, group_records, spread
+
+DOCS = Path(__file__).parent.parent / "docs"
+RESULTS = DOCS / "results"
+FOLDERS = sorted(path.parent for path in RESULTS.glob("*/jobs"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_every_run_is_done_and_tells_how_it_was_made(folder):
+    records = read_records(folder / "jobs")
+    assert len(records) == len(list((folder / "jobs").glob("*.json")))
+    for record in records:
+        assert record["status"] == "done"
+        assert record["command"].startswith("imbmargin benchmark")
+        assert record["environment"]["torch"]
+        assert np.isfinite([row["train_loss"] for row in record.get("history", [])]).all()
+        # A result belongs to no machine.
+        assert not Path(record["job"]["data"]["source"]).is_absolute()
+
+
+@pytest.mark.parametrize("name", ["cifar10-lt100-40", "digits"])
+def test_the_tables_of_the_page_are_those_of_the_report(name):
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    report = (RESULTS / name / "report.md").read_text(encoding="utf-8")
+    rows = [line for line in report.splitlines() if line.startswith("|")]
+    assert len(rows) > 4
+    assert all(row in page for row in rows)
+
+
+def test_the_report_is_that_of_the_files():
+    [group] = group_records(read_records(RESULTS / "digits" / "jobs"))
+    report = (RESULTS / "digits" / "report.md").read_text(encoding="utf-8")
+    assert as_markdown(group.rows()) in report
+
+
+def test_the_precisions_on_the_speed_page():
+    page = (DOCS / "speed.md").read_text(encoding="utf-8")
+    groups = group_records(read_records(RESULTS / "precision" / "jobs"))
+    assert len(groups) == 2
+    for group in groups:
+        records = sorted(group.records, key=lambda record: record["job"]["seed"])
+        errors = last_errors(records)
+        cells = [*(f"{error:.2f}" for error in errors), spread(errors, 2)]
+        row = " | ".join([group.job["precision"], *cells])
+        assert f"| {row} |" in page
+
+
+def test_linked_files_exist():
+    for page in DOCS.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for part in text.split("](")[1:]:
+            target = part.split(")")[0]
+            assert target.startswith("http") or (DOCS / target).exists(), (page.name, target)
