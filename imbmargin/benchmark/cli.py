@@ -275,8 +275,15 @@ def _table_jobs(options: argparse.Namespace) -> list[Job]:
     foreign = [name for name in methods if name not in METHODS]
     if foreign or (options.methods and table != "table1"):
         raise _UserError(f"{table} has no rows {foreign or methods}; --methods is for table1")
+    if options.target or options.image_size or "none" in (options.imbalance or []):
+        raise _UserError(
+            f"{table} is of long-tailed and step subsets of CIFAR as it is: leave out --target, "
+            "--image-size and --imbalance none"
+        )
     root = Path(options.data[0])
-    if options.download and options.dataset:
+    if options.download:
+        if options.dataset is None:
+            raise _UserError(f"--download needs --dataset, one of {list(CIFAR_CLASSES)}")
         read_batches(root, options.dataset, download=True)
     dataset = options.dataset or guess_cifar(root)
     if table != "table1" and dataset != {"table2": "cifar10", "table3": "cifar100"}[table]:

@@ -212,6 +212,9 @@ def test_a_half_copied_data_set_is_said_before_any_training(folder, tmp_path, ca
     ("arguments", "message"),
     [
         (["table1"], "table1 needs --data with the folder of CIFAR"),
+        (["table1", "--data", ".", "--download"], "--download needs --dataset, one of ['cifar10'"),
+        (["table1", "--data", ".", "--target", "y"], "leave out --target, --image-size and --imba"),
+        (["table1", "--data", ".", "--imbalance", "none"], "leave out --target, --image-size and"),
         (["--download"], "--dataset and --download belong to table1"),
         (["--set", "beta=2"], "--set is for the networks"),
         (["--dask", "tcp://host:1", "--jobs", "2"], "--jobs is for this machine"),
