@@ -173,6 +173,7 @@ class BBNClassifier(MaxMarginClassifier):
             layers = getattr(self.module_, "branch_layers", 1)
         with isolated_random_state(self.seed_, 4, device=self.device):
             self.module_ = BilateralNetwork(self.module_, layers)
+        self._begin_average()
         return self
 
     def run_single_epoch(

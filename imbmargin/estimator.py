@@ -124,6 +124,9 @@ callable or None, default=None
         Passes over the training part.
     batch_size : int, default=128
         Rows of a batch; -1 takes all.
+    ema_decay : float, default=None
+        Predict with an exponential moving average of the weights, see
+        `imbmargin.modules.WeightAverage`: 0.999, or more for long trainings. None: the last ones.
     precision : {"float32", "bfloat16", "float16", "auto"}, default="float32"
         Type of the network's arithmetic (autocast); losses are computed in float32. "float16"
         needs CUDA. "auto": bfloat16 on CUDA devices that have it, and for images on CPUs with
@@ -230,6 +233,7 @@ callable or None, default=None
         lr_schedule: Any = "auto",
         max_epochs: int = 200,
         batch_size: int = 128,
+        ema_decay: float | None = None,
         precision: str = "float32",
         checkpoint_dir: Any = None,
         device: Any = "auto",
@@ -284,6 +288,7 @@ callable or None, default=None
         self.image_shape = image_shape
         self.init_backbone = init_backbone
         self.lr_schedule = lr_schedule
+        self.ema_decay = ema_decay
         self.precision = precision
         self.checkpoint_dir = checkpoint_dir
         self.random_state = random_state
@@ -365,6 +370,7 @@ callable or None, default=None
         if layout is not None and layout.image_shape is not None:
             built = built.to(memory_format=torch.channels_last)
         self.module_ = built
+        self._begin_average()
         return self
 
     def initialize_criterion(self) -> MaxMarginClassifier:
@@ -468,6 +474,10 @@ callable or None, default=None
             raise ValueError(
                 f"checkpoint_dir={str(self.checkpoint_dir)!r} is for fit with warm_start=False, "
                 "which begins anew; without it, partial_fit and warm_start go on from memory"
+            )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"ema_decay must be None, or at least 0 and below 1, got {self.ema_decay!r}"
             )
         for name in ("loss_epoch", "drw_epoch", "drs_epoch"):
             resolve_epoch(getattr(self, name), self.max_epochs, name, self.open_ended_)

@@ -42,6 +42,7 @@ _DEFAULTS = {
     "compile": False,
     "checkpoint_dir": None,
     "mixing": None,
+    "ema_decay": None,
     "loss_epoch": None,
     "dataset": ArrayDataset,
     "iterator_train": "auto",
@@ -95,10 +96,10 @@ refit_time_, multimetric_, classes_, n_features_in_, feature_names_in_
     into visible differences.
 
     One at a time are trained: candidates with a ``train_split``, ``callbacks``, ``warm_start``,
-    ``checkpoint_dir``, ``compile``, ``mixing``, ``loss_epoch``, float16, their own ``dataset`` or
-    ``iterator_train``, an optimizer that is not elementwise (LBFGS, Adafactor, Muon), a network
-    with convolutions, or a loss with weights or of features. A Pipeline is not batched; put the
-    search into it as its last step.
+    ``checkpoint_dir``, ``compile``, ``mixing``, ``loss_epoch``, ``ema_decay``, float16, their own
+    ``dataset`` or ``iterator_train``, an optimizer that is not elementwise (LBFGS, Adafactor,
+    Muon), a network with convolutions, or a loss with weights or of features. A Pipeline is not
+    batched; put the search into it as its last step.
 
     With ``random_state=None`` the candidates of a batch share one fresh seed. A candidate that is
     not valid, or whose loss becomes infinite, is trained alone, where its error goes the way of

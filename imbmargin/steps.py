@@ -10,7 +10,7 @@ from skorch.utils import to_tensor
 from torch import Tensor
 
 from imbmargin.loop import CheckpointedLoop
-from imbmargin.modules import find_head
+from imbmargin.modules import WeightAverage, find_head
 from imbmargin.parts import resolve_precision
 
 __all__ = ["BatchSteps"]
@@ -27,13 +27,33 @@ class _TwoLabels:
 class BatchSteps(CheckpointedLoop):
     """The steps of a batch, from the rows to the loss.
 
-    A subclass brings the constructor (with ``precision``), and sets ``augment_`` and ``mixing_``.
+    A subclass brings the constructor (with ``precision`` and ``ema_decay``), sets ``augment_`` and
+    ``mixing_``, and calls `_begin_average` where it makes the network.
     """
 
     precision: str
     augment_: Any
     mixing_: Any
+    ema_decay: float | None
+    average_: WeightAverage | None = None
     _context: dict[str, Tensor] = {}  # noqa: RUF012 (replaced, never changed)
+
+    def _begin_average(self) -> None:
+        decay = self.ema_decay
+        self.average_ = None if decay is None else WeightAverage(self.module_, decay)
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take one optimization step, and move the average of the weights."""
+        step = super().train_step(batch, **fit_params)
+        if self.average_ is not None:
+            self.average_.update(self.module_)
+        return step
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Put the average weights into the network."""
+        super().on_train_end(*args, **kwargs)
+        if self.average_ is not None:
+            self.module_.load_state_dict(self.average_.network.state_dict())
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Augment and mix the batch on the device, then forward and backward."""
@@ -70,7 +90,8 @@ class BatchSteps(CheckpointedLoop):
         needs = getattr(self.criterion_, "needs", ())
         if not needs:
             return self._run_network(x, **fit_params)
-        _, head = find_head(self.module_)
+        average = self._average_in_use()
+        _, head = find_head(self.module_ if average is None else average.network)
 
         def note(layer: Any, inputs: tuple[Tensor, ...]) -> None:
             known = {"features": inputs[0], "head_weight": layer.weight}
@@ -82,12 +103,24 @@ class BatchSteps(CheckpointedLoop):
         finally:
             hook.remove()
 
+    def _average_in_use(self) -> WeightAverage | None:
+        """Return the average if there is one, for validation and prediction."""
+        return None if self.module_.training else self.average_
+
     def _run_network(self, x: Any, **fit_params: Any) -> Any:
         dtype = self._autocast_dtype()
         if dtype is None:
-            return super().infer(x, **fit_params)
+            return self._call_network(x, **fit_params)
         with torch.autocast(torch.device(self.device).type, dtype=dtype):
+            return self._call_network(x, **fit_params)
+
+    def _call_network(self, x: Any, **fit_params: Any) -> Any:
+        average = self._average_in_use()
+        if average is None:
             return super().infer(x, **fit_params)
+        x = to_tensor(x, device=self.device)
+        inputs = {**x, **fit_params} if isinstance(x, dict) else fit_params
+        return average(**inputs) if isinstance(x, dict) else average(x, **inputs)
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         """Run the network on a batch."""

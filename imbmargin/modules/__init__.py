@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from imbmargin.modules.average import WeightAverage
 from imbmargin.modules.heads import HEADS, CosineLinear, find_head, make_head, replace_head
 from imbmargin.modules.mlp import MLP
 from imbmargin.modules.normalize import InputNorm, channel_statistics
@@ -32,6 +33,7 @@ __all__ = [
     "ResNet44",
     "ResNet56",
     "ResNetCIFAR",
+    "WeightAverage",
     "channel_statistics",
     "find_head",
     "make_head",

@@ -1,0 +1,85 @@
+"""A running average of a network's weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["WeightAverage"]
+
+
+class WeightAverage(nn.Module):
+    """Exponential moving average (EMA) of a network's weights and buffers.
+
+    Parameters
+    ----------
+    network : Module
+        Copied; the average begins as it is.
+    decay : float, default=0.999
+        Share of the old average in the new one, at least 0 and below 1. In the first steps it is
+        less, (1 + t) / (10 + t) after t of them, so that the initial weights are soon forgotten.
+
+    Attributes
+    ----------
+    network : Module
+        The network with the average weights.
+    updates : int
+        Updates so far.
+
+    Raises
+    ------
+    ValueError
+        If the decay is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.modules import WeightAverage
+    >>> network = torch.nn.Linear(1, 1)
+    >>> average = WeightAverage(network, decay=0.5)
+    >>> with torch.no_grad():
+    ...     before = network.weight.clone()
+    ...     network.weight += 1.0
+    >>> average.update(network)
+    >>> torch.allclose(average.network.weight, 0.1 * before + 0.9 * network.weight)
+    True
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.999) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards a network's present weights; counters are taken over."""
+        part = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        pairs = zip(_tensors(self.network), _tensors(network), strict=True)
+        for average, present in pairs:
+            if average.is_floating_point():
+                average.lerp_(present, part)
+            else:
+                average.copy_(present)
+        self.updates += 1
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network with the average weights."""
+        return self.network(*args, **kwargs)
+
+    def get_extra_state(self) -> int:
+        """Return what a state holds besides tensors: the updates so far."""
+        return self.updates
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take the updates so far from a state."""
+        self.updates = int(state)
+
+
+def _tensors(network: nn.Module) -> list[torch.Tensor]:
+    return [*network.parameters(), *network.buffers()]
