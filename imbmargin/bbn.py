@@ -127,8 +127,10 @@ class BBNClassifier(MaxMarginClassifier):
 
     Notes
     -----
-    The paper trains with Nesterov's momentum and lets the rate fall after 60 and 80 % of the
-    epochs: ``optimizer__nesterov=True`` and a function as ``lr_schedule``.
+    The paper lets the rate fall after 60 and 80 % of the epochs, ``lr_schedule="early_step"``. That
+    matters: where the rate is still large when α is small, the common layers move away from the
+    conventional branch, which no longer learns. It also trains with Nesterov's momentum,
+    ``optimizer__nesterov=True``.
 
     References
     ----------

@@ -315,18 +315,22 @@ def _training_counts(net: Any, dataset: Any) -> np.ndarray:
     return class_counts(targets_of(dataset), len(net.classes_))
 
 
-def _step(epoch: int, max_epochs: int) -> float:
+def _step(epoch: int, max_epochs: int, parts: tuple[float, float] = (0.8, 0.9)) -> float:
     warm_up = round(0.025 * max_epochs)
     if epoch < warm_up:
         return (epoch + 1) / warm_up
-    return 0.01 ** sum(epoch >= round(part * max_epochs) for part in (0.8, 0.9))
+    return 0.01 ** sum(epoch >= round(part * max_epochs) for part in parts)
+
+
+def _early_step(epoch: int, max_epochs: int) -> float:
+    return _step(epoch, max_epochs, (0.6, 0.8))
 
 
 def _cosine(epoch: int, max_epochs: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * epoch / max_epochs))
 
 
-LR_SCHEDULES: dict[str, Schedule] = {"step": _step, "cosine": _cosine}
+LR_SCHEDULES: dict[str, Schedule] = {"step": _step, "early_step": _early_step, "cosine": _cosine}
 
 
 class LearningRateSchedule(Callback):
@@ -334,11 +338,12 @@ class LearningRateSchedule(Callback):
 
     Parameters
     ----------
-    schedule : {"step", "cosine"}, callable or None, default="step"
+    schedule : {"step", "early_step", "cosine"}, callable or None, default="step"
         "step" is the protocol of the LDAM and MM papers scaled to ``max_epochs``: linear warm-up
         over the first 2.5 % (5 of 200 epochs), and a drop to a hundredth at 80 % and again at
-        90 % (160 and 180). "cosine" falls from 1 to almost 0. A callable gets the epoch (0-based,
-        within this training) and ``max_epochs``, and returns the factor. None keeps it constant.
+        90 % (160 and 180). "early_step" drops at 60 and 80 %, as BBN does.
+        "cosine" falls from 1 to almost 0. A callable gets the epoch (0-based, within this training)
+        and ``max_epochs``, and returns the factor. None keeps it constant.
 
     Raises
     ------

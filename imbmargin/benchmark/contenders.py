@@ -150,10 +150,13 @@ def make_contender(
         return BASELINES[name](class_counts, max_epochs, random_state)
     if name not in METHODS:
         raise ValueError(f"methods must be among {list(CONTENDERS)}, got {name!r}")
+    settings = training_settings(class_counts.sum(), image_shape)
     return make_classifier(
         name,
         image_shape=image_shape,
         max_epochs=max_epochs,
         random_state=random_state,
-        **{**training_settings(class_counts.sum(), image_shape), **training},
+        # Where a method has a setting of its own, that holds.
+        **{key: value for key, value in settings.items() if key not in METHODS[name]},
+        **training,
     )
