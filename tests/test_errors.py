@@ -35,7 +35,7 @@ def test_bad_data(data, message):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"loss": "mmm"}, r"loss must be one of \['cross_entropy'.*got 'mmm'"),
+        ({"loss": "mmm"}, r"loss must be one of \['balanced_softmax'.*got 'mmm'"),
         ({"loss": 3}, "loss must be one of .* got 3"),
         ({"delta_neg": -0.1}, "delta_neg must be .*got -0.1"),
         ({"beta": 0}, "beta must be .*got 0"),
