@@ -37,7 +37,7 @@ def test_heads_by_name_and_by_function():
     for name in HEADS:
         assert make_head(name, 4, 3)(torch.zeros(2, 4)).shape == (2, 3)
     assert isinstance(make_head(lambda i, o: nn.Linear(i, o, bias=False), 4, 3), nn.Linear)
-    with pytest.raises(ValueError, match=r"head must be one of \['linear', 'unbiased', 'cosine'\].*got 'x'"):
+    with pytest.raises(ValueError, match=r"head must be one of .*'unbiased', 'cosine'.*got 'x'"):
         make_head("x", 4, 3)
 
 
