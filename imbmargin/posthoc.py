@@ -48,10 +48,20 @@ class _FixedLogits(LogitClassifier):
 class _TauAdjusted(Wrapper):
     """Logits that are moved by class as far as tau says."""
 
-    tau: Any
-    taus: Any
-    scoring: Any
-    cv: Any
+    def __init__(
+        self,
+        estimator: Any,
+        tau: Any = 1.0,
+        *,
+        taus: Sequence[float] | None = None,
+        scoring: Any = "balanced_accuracy",
+        cv: Any = 5,
+    ) -> None:
+        self.estimator = estimator
+        self.tau = tau
+        self.taus = taus
+        self.scoring = scoring
+        self.cv = cv
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> _TauAdjusted:
         """Fit the classifier, and choose tau if it is to be chosen.
@@ -181,11 +191,7 @@ class LogitAdjustment(_TauAdjusted):
         cv: Any = 5,
         class_counts: ArrayLike | None = None,
     ) -> None:
-        self.estimator = estimator
-        self.tau = tau
-        self.taus = taus
-        self.scoring = scoring
-        self.cv = cv
+        super().__init__(estimator, tau, taus=taus, scoring=scoring, cv=cv)
         self.class_counts = class_counts
 
     def _class_values(self, estimator: Any, X: Any, y: Any) -> NDArray[Any]:
@@ -253,21 +259,6 @@ class TauNormalization(_TauAdjusted):
     >>> TauNormalization(network, tau=0.7).fit(X, y).score(X, y) > 0.9
     True
     """
-
-    def __init__(
-        self,
-        estimator: Any,
-        tau: Any = 1.0,
-        *,
-        taus: Sequence[float] | None = None,
-        scoring: Any = "balanced_accuracy",
-        cv: Any = 5,
-    ) -> None:
-        self.estimator = estimator
-        self.tau = tau
-        self.taus = taus
-        self.scoring = scoring
-        self.cv = cv
 
     def _class_values(self, estimator: Any, X: Any, y: Any) -> NDArray[Any]:
         weight, _ = _linear_parameters(estimator)

@@ -85,11 +85,22 @@ class _ScaledHead(nn.Module):
 class _TwoStage(Wrapper):
     """The second stage, on whatever head a subclass makes."""
 
-    max_epochs: int
-    lr: float
-    resample: Any
-    batch_norm: str
-    random_state: Any
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        max_epochs: int = 30,
+        lr: float = 0.1,
+        resample: Any = "class_balanced",
+        batch_norm: str = "eval",
+        random_state: Any = None,
+    ) -> None:
+        self.estimator = estimator
+        self.max_epochs = max_epochs
+        self.lr = lr
+        self.resample = resample
+        self.batch_norm = batch_norm
+        self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> _TwoStage:
         """Fit the classifier, then its new head.
@@ -229,23 +240,6 @@ class ClassifierRetraining(_TwoStage):
     True
     """
 
-    def __init__(
-        self,
-        estimator: Any,
-        *,
-        max_epochs: int = 30,
-        lr: float = 0.1,
-        resample: Any = "class_balanced",
-        batch_norm: str = "eval",
-        random_state: Any = None,
-    ) -> None:
-        self.estimator = estimator
-        self.max_epochs = max_epochs
-        self.lr = lr
-        self.resample = resample
-        self.batch_norm = batch_norm
-        self.random_state = random_state
-
     def _head_factory(self, net: Any, head: nn.Module) -> Callable[[], nn.Module]:
         if not hasattr(head, "in_features"):
             raise ValueError(
@@ -292,23 +286,6 @@ class LearnableWeightScaling(_TwoStage):
     >>> LearnableWeightScaling(network, random_state=0).fit(X, y).score(X, y) > 0.9
     True
     """
-
-    def __init__(
-        self,
-        estimator: Any,
-        *,
-        max_epochs: int = 30,
-        lr: float = 0.1,
-        resample: Any = "class_balanced",
-        batch_norm: str = "eval",
-        random_state: Any = None,
-    ) -> None:
-        self.estimator = estimator
-        self.max_epochs = max_epochs
-        self.lr = lr
-        self.resample = resample
-        self.batch_norm = batch_norm
-        self.random_state = random_state
 
     def _head_factory(self, net: Any, head: nn.Module) -> Callable[[], nn.Module]:
         return partial(_ScaledHead, head, len(self.classes_), getattr(net, "logit_scale_", 1.0))
