@@ -262,7 +262,9 @@ def _measure(job: Job, shows_epochs: bool, checkpoint_dir: Path | None) -> dict[
     start = time.perf_counter()
     model.fit(X_train, data.y_train)
     fitted = time.perf_counter()
-    predicted = model.predict(X_test)
+    trained = getattr(model, "history_", None) is not None
+    scores = model.decision_function(X_test) if trained else None
+    predicted = model.predict(X_test) if scores is None else classes[_largest(scores)]
     seconds = {"fit": fitted - start, "predict": time.perf_counter() - fitted}
     record = {
         "images": data.image_shape is not None,
@@ -278,14 +280,18 @@ def _measure(job: Job, shows_epochs: bool, checkpoint_dir: Path | None) -> dict[
         "confusion": confusion_matrix(data.y_test, predicted, labels=classes).tolist(),
         "seconds": seconds,
     }
-    if getattr(model, "history_", None) is None:
+    if scores is None:
         return record
     # Of a job that went on, the epochs before count too; the test part's predictions do not.
     seconds["fit"] = sum(row["dur"] for row in model.history_)
-    scores = model.decision_function(X_test)
     margins = sample_margins(scores, np.searchsorted(classes, data.y_test))
     record["margins"] = [_quantiles(margins[data.y_test == label]) for label in classes]
     return {**record, **_training(model, job, len(data.y_train))}
+
+
+def _largest(scores: np.ndarray) -> np.ndarray:
+    """Return the class with the largest logit, as the classifier itself predicts it."""
+    return scores.argmax(axis=1) if scores.ndim == 2 else (scores > 0).astype(np.int64)
 
 
 def _scores(
