@@ -37,8 +37,21 @@ Schedule = Callable[[int, int], float]
 def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = False) -> int:
     """Turn a start (an int, a fraction of ``max_epochs``, or None) into completed epochs.
 
-    A fraction below 1 is always reached. ``open_ended`` training (``partial_fit``) may go on after
-    ``max_epochs``, so any start is fine.
+    Parameters
+    ----------
+    start : int, float or None
+        Completed epochs, or a fraction of ``max_epochs``: below 1 it is always reached.
+    max_epochs : int
+        Epochs of the training.
+    name : str
+        Name of the argument, for the errors.
+    open_ended : bool, default=False
+        Whether training (``partial_fit``) may go on after ``max_epochs``, so that any start is fine.
+
+    Returns
+    -------
+    epoch : int
+        Completed epochs.
 
     Raises
     ------
@@ -79,7 +92,12 @@ def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = Fal
 def bind_class_weight(criterion: Any, weight: Any) -> None:
     """Give a criterion class weights in place, so that the optimizer keeps its state.
 
-    Works on the losses of this package and on torch's own that hold a ``weight`` buffer.
+    Parameters
+    ----------
+    criterion : Module
+        A loss of this package, or one of torch's own that hold a ``weight`` buffer.
+    weight : Tensor of shape (K,), or None
+        Weight of each class; None takes the weights away.
     """
     if hasattr(criterion, "set_class_weight"):
         criterion.set_class_weight(weight)
@@ -331,6 +349,7 @@ def _cosine(epoch: int, max_epochs: int) -> float:
 
 
 LR_SCHEDULES: dict[str, Schedule] = {"step": _step, "early_step": _early_step, "cosine": _cosine}
+"""Name -> function of the epoch and the number of epochs; see `LearningRateSchedule`."""
 
 
 class LearningRateSchedule(Callback):

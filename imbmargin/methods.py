@@ -151,6 +151,7 @@ SOURCES: dict[str, str] = {
     "LWS": "Kang B. et al., ICLR 2020; 30 of 200 epochs more",
     "MM-cRT": "MM and cRT together",
 }
+"""Name -> paper, and what of the method is a choice of ours or the value of a parameter."""
 
 TABLE1 = (
     *("ERM", "Focal", "LDAM", "MM", "CB-RS", "CB-RW", "CB-Focal", "HG-DRS", "LDAM-HG-DRS"),
@@ -269,6 +270,20 @@ def paper_grid(setting: str) -> list[dict[str, float]]:
 def setting_name(dataset: str, imbalance: str, ratio: float) -> str:
     """Return the name of a setting, as `paper_margins` takes it; it need not be in the paper.
 
+    Parameters
+    ----------
+    dataset : str
+        Such as "cifar10".
+    imbalance : str
+        "long_tailed", which becomes "lt", or another word such as "step".
+    ratio : float
+        Imbalance ratio.
+
+    Returns
+    -------
+    setting : str
+        The three, joined.
+
     Examples
     --------
     >>> from imbmargin.methods import setting_name
@@ -314,7 +329,19 @@ def published_error(name: str, setting: str) -> float | None:
 
 
 def paper_settings() -> list[str]:
-    """Return the settings of the paper's Table 1."""
+    """Return the settings of the paper's Table 1.
+
+    Returns
+    -------
+    settings : list of str
+        Names, as `paper_margins` takes them.
+
+    Examples
+    --------
+    >>> from imbmargin.methods import paper_settings
+    >>> paper_settings()[:2]
+    ['cifar10_lt_100', 'cifar10_lt_10']
+    """
     return [column for column in _table("table1.csv")[0] if column != "method"]
 
 

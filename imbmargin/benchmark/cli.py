@@ -26,7 +26,7 @@ from imbmargin.datasets import EMBEDDED
 from imbmargin.losses import LOSSES
 from imbmargin.methods import AFTER, METHODS, SOURCES, TABLE1, make_classifier
 
-__all__ = ["main"]
+__all__ = ["main", "method_rows"]
 
 _EXAMPLES = """examples:
   imbmargin benchmark
@@ -370,7 +370,15 @@ def _after(name: str) -> str:
     return type(make_classifier(name)).__name__
 
 
-def _methods(options: argparse.Namespace, _: str) -> int:
+def method_rows() -> list[list[str]]:
+    """Return the table of methods: a header, and a row for each entry of `METHODS`.
+
+    Examples
+    --------
+    >>> from imbmargin.benchmark.cli import method_rows
+    >>> method_rows()[1][:2]
+    ['ERM', 'cross_entropy']
+    """
     choices = ["loss", "class weights", "sampling", "from epoch", "head", "then"]
     rows = [["method", *choices, "source"]]
     for name, arguments in METHODS.items():
@@ -387,6 +395,11 @@ def _methods(options: argparse.Namespace, _: str) -> int:
                 SOURCES[name],
             ]
         )
+    return rows
+
+
+def _methods(options: argparse.Namespace, _: str) -> int:
+    rows = method_rows()
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         pairs = zip(row, widths, strict=True)

@@ -112,6 +112,18 @@ def make_head(head: Head, in_features: int, out_features: int) -> nn.Module:
 def find_head(module: nn.Module) -> tuple[str, nn.Module]:
     """Return name and layer of a network's last layer: ``head``, or else the last Linear.
 
+    Parameters
+    ----------
+    module : Module
+        The network.
+
+    Returns
+    -------
+    name : str
+        Name of the layer, as in ``module.named_modules()``.
+    layer : Module
+        The layer.
+
     Raises
     ------
     ValueError
