@@ -18,7 +18,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "numpydoc",
     "myst_parser",
-    # GALLERY
+    "sphinx_gallery.gen_gallery",
     "mathml",
     "method_table",
     "result_files",
