@@ -20,9 +20,9 @@ X_test, y_test = X[1000:], y[1000:]
 print("training rows of each class:", np.bincount(y_train))
 
 # %%
-# The same network and training for all. The numbers are balanced accuracy on 1,000 test rows in which
-# both classes are equally frequent. The loss alone gives the rare class what is left over; its weight
-# moves the boundary.
+# The same network and training for all. The numbers are balanced accuracy on 1,000 test rows in
+# which both classes are equally frequent. The loss alone gives the rare class what is left over;
+# its weight moves the boundary.
 methods = ["ERM", "LDAM", "MM", "CB-RW", "LDAM-DRW", "MM-DRW"]
 fig, axes = plt.subplots(2, 3, figsize=(9, 5), sharex=True, sharey=True, layout="constrained")
 for name, ax in zip(methods, axes.flat, strict=True):

@@ -20,9 +20,10 @@ scale = 10.0
 # %%
 # Loss
 # ----
-# LDAM shifts the curve by a constant of the class: little for one with 1,000 rows, 0.5 for one with
-# 10. MM shifts each row by its own margin, which depends on where the row is. The jump at the
-# boundary is that of :math:`\beta > 1`: a row that is wrong gets more margin than one that is right.
+# LDAM shifts the curve by a constant of the class: little for one with 1,000 rows, 0.5 for one
+# with 10. MM shifts each row by its own margin, which depends on where the row is. The jump at the
+# boundary is that of :math:`\beta > 1`: a row that is wrong gets more margin than one that is
+# right.
 margins = ldam_margins(torch.tensor([1000, 10]))
 frequent, rare = margins[[0, 0]].float(), margins[[1, 1]].float()
 curves = {

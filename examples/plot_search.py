@@ -3,8 +3,8 @@ Search delta_neg and beta
 =========================
 
 The margin of MM has two parameters, and the paper chose them for each data set.
-:class:`~imbmargin.BatchedGridSearchCV` has the interface of GridSearchCV and trains the candidates of
-a grid side by side, as one batched network.
+:class:`~imbmargin.BatchedGridSearchCV` has the interface of GridSearchCV and trains the candidates
+of a grid side by side, as one batched network.
 """
 
 import time
@@ -34,9 +34,9 @@ print("best:", search.best_params_)
 print(f"balanced accuracy of the test rows: {search.score(data.X_test, data.y_test):.3f}")
 
 # %%
-# With 12 rare rows a fold has four, and most of the map lies within the deviation of the folds: such
-# a search finds what does harm, and not the last tenth of a point. The defaults, 0.6 and 1.5, are
-# those of the paper for CIFAR-10.
+# With 12 rare rows a fold has four, and most of the map lies within the deviation of the folds:
+# such a search finds what does harm, and not the last tenth of a point. The defaults, 0.6 and 1.5,
+# are those of the paper for CIFAR-10.
 shape = (len(grid["beta"]), len(grid["delta_neg"]))
 scores = search.cv_results_["mean_test_score"].reshape(shape)
 spread = search.cv_results_["std_test_score"].mean()

@@ -39,9 +39,9 @@ def _copy_folders(app: Any, error: Exception | None) -> None:
 
 
 def _list_page(title: str, names: list[str]) -> str:
+    shown = [html.escape(name) for name in names]
     items = "\n".join(
-        f'<li><a href="{html.escape(name)}">{html.escape(name.removesuffix("/index.html"))}</a></li>'
-        for name in names
+        f'<li><a href="{name}">{name.removesuffix("/index.html")}</a></li>' for name in shown
     )
     title = html.escape(title)
     return (
