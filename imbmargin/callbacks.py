@@ -46,7 +46,7 @@ def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = Fal
     name : str
         Name of the argument, for the errors.
     open_ended : bool, default=False
-        Whether training (``partial_fit``) may go on after ``max_epochs``, so that any start is fine.
+        Whether training may go on after ``max_epochs`` (``partial_fit``): any start is fine.
 
     Returns
     -------
