@@ -61,3 +61,5 @@ for (name, z), ax in zip(logits.items(), axes, strict=True):
     ax.set_title(name, loc="right")
 axes[0].set_xlabel("")
 plt.show()
+
+# sphinx_gallery_thumbnail_number = 2

@@ -31,3 +31,5 @@ for name in ("ERM", "LDAM-DRW", "MM-DRW"):
 # class changes with it, that the rare classes gain does not (see the results page).
 PerClassErrorDisplay.from_estimator(fitted, data.X_test, data.y_test)
 plt.show()
+
+# sphinx_gallery_thumbnail_number = 2

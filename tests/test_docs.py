@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import json
 import pkgutil
 import re
@@ -142,6 +143,18 @@ def test_a_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
         # A reader waits for a minute; here it is shown that every cell runs.
         exec(re.sub(r'(max_epochs"?( =|:)) \d+', r"\1 2", code), names)
     assert len(cells) > 5
+
+
+def test_broken_links_anchors_and_images_of_a_site_are_found(tmp_path):
+    spec = importlib.util.spec_from_file_location("check_site", DOCS / "check_site.py")
+    check_site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check_site)
+    good = '<p id="here"><a href="#here">1</a><a href="b.html#there">2</a><a href="https://x">3</a>'
+    bad = '<p id="there"><a href="a.html#gone">1</a><a href="c.html">2</a><img src="d.png">'
+    (tmp_path / "a.html").write_text(good)
+    (tmp_path / "b.html").write_text(bad)
+    found = check_site.broken_links(tmp_path)
+    assert found == [f"b.html -> {link}" for link in ("a.html#gone", "c.html", "d.png")]
 
 
 def test_two_notebooks_without_output():
