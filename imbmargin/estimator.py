@@ -95,9 +95,11 @@ callable or None, default=None
         or a function of the counts. With ``drs_epoch`` set, None means "effective_number".
     drs_epoch : int, float or None, default=None
         Deferred re-sampling: epochs completed before the rates switch on.
-    augment : {"auto", "crop", "flip", "crop_flip"}, callable or None, default="auto"
+    augment : str, callable, list of these, or None, default="auto"
         Augmentation of training images, a whole batch at once. "auto": crop and flip for colour
-        images, crop for others, nothing for tables. A callable gets a batch (n, C, H, W).
+        images, crop for others, nothing for tables. "strong": that, AutoAugment and Cutout, for
+        images of type uint8. For single steps see `imbmargin.data.augment.make_augment`. A
+        callable gets a batch (n, C, H, W).
     mixing : {"mixup", "remix"}, callable or None, default=None
         Mixing of training rows after their augmentation, see `imbmargin.data.mixing`. The loss of
         a mixed row is the weighted mean of its losses for the two labels, each with the margin
