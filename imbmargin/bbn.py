@@ -145,6 +145,9 @@ class BBNClassifier(PairedBatches):
     True
     """
 
+    # The two branches learn from different shares.
+    has_known_prior = False
+
     def __init__(
         self,
         module: Any = "auto",

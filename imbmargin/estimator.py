@@ -18,6 +18,7 @@ from imbmargin.callbacks import (
     LearningRateSchedule,
     PrintLog,
     resolve_epoch,
+    resolve_scheme,
 )
 from imbmargin.data.augment import make_augment
 from imbmargin.data.batches import ArrayBatches, ArrayDataset, is_array_dataset, targets_of
@@ -214,6 +215,9 @@ callable or None, default=None
     True
     """
 
+    #: Whether all that moves the class shares which it learns from are its parameters.
+    has_known_prior = True
+
     def __init__(
         self,
         module: Any = "auto",
@@ -324,11 +328,9 @@ callable or None, default=None
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
-        class_weight, resample, schedule = self.class_weight, self.resample, self.lr_schedule
-        if class_weight is None and self.drw_epoch is not None:
-            class_weight = "effective_number"
-        if resample is None and self.drs_epoch is not None:
-            resample = "effective_number"
+        weighting = resolve_scheme(self.class_weight, self.drw_epoch)
+        resampling = resolve_scheme(self.resample, self.drs_epoch)
+        schedule = self.lr_schedule
         if isinstance(schedule, str) and schedule == "auto":
             schedule = None if self._has_own_schedule() else default_schedule(self._layout)
         return [
@@ -344,8 +346,8 @@ callable or None, default=None
                 ),
             ),
             ("loss", DeferredLoss(self.loss_epoch)),
-            ("reweighting", DeferredReweighting(self.drw_epoch, class_weight)),
-            ("resampling", DeferredResampling(self.drs_epoch, resample)),
+            ("reweighting", DeferredReweighting(self.drw_epoch, weighting)),
+            ("resampling", DeferredResampling(self.drs_epoch, resampling)),
             ("lr_schedule", LearningRateSchedule(schedule)),
             ("print_log", PrintLog()),
         ]

@@ -89,6 +89,8 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
     True
     """
 
+    has_known_prior = False
+
     def __init__(
         self,
         module: Any = "auto",

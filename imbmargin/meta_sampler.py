@@ -150,6 +150,7 @@ class MetaSamplerClassifier(PairedBatches):
     True
     """
 
+    has_known_prior = False
     _sampler: Any
 
     def __init__(

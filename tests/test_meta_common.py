@@ -7,6 +7,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from imbmargin import MaxMarginClassifier
 from imbmargin.posthoc import LogitAdjustment, NearestClassMean, TauNormalization
+from imbmargin.prior import PriorCorrection
 from imbmargin.two_stage import (
     ClassifierRetraining,
     LearnableWeightScaling,
@@ -34,6 +35,8 @@ def expected_failures(estimator):
         LogitAdjustment(LogisticRegression(), tau="cv", cv=2),
         LogitAdjustment(NETWORK, tau=0.5),
         TauNormalization(NETWORK, tau=0.5),
+        PriorCorrection(LogisticRegression(), trained_prior="uniform"),
+        PriorCorrection(NETWORK),
         NearestClassMean(NETWORK),
         ClassifierRetraining(NETWORK, **SECOND),
         LearnableWeightScaling(NETWORK, **SECOND),
