@@ -85,6 +85,25 @@ def training_counts(estimator: Any, X: Any, y: Any, classes: NDArray[Any]) -> ND
     return class_counts(np.searchsorted(classes, labels), len(classes))
 
 
+def log_proba(estimator: Any, X: Any) -> NDArray[Any]:
+    """Return the logarithm of a classifier's probabilities (n, K)."""
+    if hasattr(estimator, "predict_log_proba"):
+        return np.asarray(estimator.predict_log_proba(X), dtype=float)
+    proba = np.asarray(estimator.predict_proba(X), dtype=float)
+    return np.log(np.maximum(proba, np.finfo(float).tiny))
+
+
+def last_step(estimator: Any) -> Any:
+    """Return what is inside FrozenEstimators and at the end of Pipelines."""
+    while True:
+        if isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
+        elif hasattr(estimator, "steps"):
+            estimator = estimator.steps[-1][1]
+        else:
+            return estimator
+
+
 def find_network(estimator: Any) -> Any:
     """Return the fitted skorch net inside a FrozenEstimator or at the end of a Pipeline.
 
@@ -93,14 +112,7 @@ def find_network(estimator: Any) -> Any:
     TypeError
         If there is none.
     """
-    net = estimator
-    while True:
-        if isinstance(net, FrozenEstimator):
-            net = net.estimator
-        elif hasattr(net, "steps"):
-            net = net.steps[-1][1]
-        else:
-            break
+    net = last_step(estimator)
     if not hasattr(net, "module_"):
         raise TypeError(
             f"estimator must be a skorch classifier such as MaxMarginClassifier (or a Pipeline "

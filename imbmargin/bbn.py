@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from skorch.utils import to_tensor
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from imbmargin.data.batches import ArrayBatches
-from imbmargin.estimator import MaxMarginClassifier
+from imbmargin._paired import PairedBatches
 from imbmargin.randomness import isolated_random_state
-from imbmargin.samplers import ClassSampler
 
 __all__ = ["BBNClassifier", "BilateralNetwork"]
 
@@ -65,7 +60,8 @@ class BilateralNetwork(nn.Module):
                 f"branch_layers must be between 1 and {len(backbone) - 1} for this backbone, got "
                 f"{branch_layers!r}"
             )
-        self.input_norm = getattr(network, "input_norm", nn.Identity())
+        if hasattr(network, "input_norm"):
+            self.input_norm = network.input_norm
         self.flattens = any(isinstance(layer, nn.Linear) for layer in backbone[:1])
         self.shared = backbone[:-branch_layers]
         self.conventional = backbone[-branch_layers:]
@@ -95,10 +91,11 @@ class BilateralNetwork(nn.Module):
         return self.head(torch.cat([2 * alpha * first, 2 * (1 - alpha) * second], dim=1))
 
     def _common(self, x: Tensor) -> Tensor:
-        return self.shared(self.input_norm(x.flatten(1) if self.flattens else x))
+        x = x.flatten(1) if self.flattens else x
+        return self.shared(self.input_norm(x) if hasattr(self, "input_norm") else x)
 
 
-class BBNClassifier(MaxMarginClassifier):
+class BBNClassifier(PairedBatches):
     """Bilateral-branch network (BBN): learns the data first, and rare classes more and more.
 
     A step takes a batch as the data are and one in which a class is drawn at a rate of 1 / n. Each
@@ -148,7 +145,8 @@ class BBNClassifier(MaxMarginClassifier):
     True
     """
 
-    _others: Iterator[Any]
+    # The two branches learn from different shares.
+    has_known_prior = False
 
     def __init__(
         self,
@@ -178,51 +176,18 @@ class BBNClassifier(MaxMarginClassifier):
         self._begin_average()
         return self
 
-    def run_single_epoch(
-        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
-    ) -> None:
-        """Run the batches of one epoch, in training beside batches of the reversed rates."""
-        if not training or iterator is None:
-            super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
-            return
-        self._others = iter(_reversed(iterator))
-        try:
-            super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
-        finally:
-            del self._others
+    def _partner_rates(self, class_counts: np.ndarray) -> np.ndarray:
+        # No rate for classes without rows.
+        return np.divide(1.0, class_counts, out=np.zeros(len(class_counts)), where=class_counts > 0)
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Run forward and backward on a batch and its counterpart."""
         self._set_training(True)
         done = (len(self.history) - 1) / self.max_epochs
         alpha = max(0.0, 1 - done**2)
-        (x, y), (other, y_other) = self._augmented(batch), self._augmented(next(self._others))
-        rare = to_tensor(self._to_module(other), device=self.device)
-        if not rare.is_floating_point() and not hasattr(self.module_.input_norm, "set_statistics"):
-            rare = rare.float()
+        (x, y), (other, y_other) = self._augmented(batch), self._augmented(next(self._partners))
+        rare = self._network_input(other)
         logits = self.infer(x, rare=rare, alpha=alpha, **fit_params)
         loss = alpha * self.get_loss(logits, y) + (1 - alpha) * self.get_loss(logits, y_other)
         loss.backward()
         return {"loss": loss, "y_pred": logits}
-
-
-def _reversed(iterator: Any) -> Any:
-    """Return batches of the same rows, drawn at rates that are the inverse of the classes'."""
-    sampler: Any = getattr(iterator, "sampler", None)
-    known = isinstance(iterator, (ArrayBatches, DataLoader)) and isinstance(sampler, ClassSampler)
-    if not known:
-        raise TypeError(
-            f"BBN needs the classifier's own batches, got {type(iterator).__name__}; leave "
-            "iterator_train as it is"
-        )
-    sampler = copy.copy(sampler)
-    counts = sampler.class_counts
-    sampler.set_rates(np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0))
-    if isinstance(iterator, DataLoader):
-        workers = iterator.num_workers
-        return DataLoader(
-            iterator.dataset, iterator.batch_size, sampler=sampler, num_workers=workers
-        )
-    others = copy.copy(iterator)
-    others.sampler = sampler
-    return others

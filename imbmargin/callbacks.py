@@ -34,6 +34,11 @@ __all__ = [
 Schedule = Callable[[int, int], float]
 
 
+def resolve_scheme(scheme: Any, start: Any) -> Any:
+    """Return a scheme of weights or rates; one that is deferred has the paper's for None."""
+    return "effective_number" if scheme is None and start is not None else scheme
+
+
 def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = False) -> int:
     """Turn a start (an int, a fraction of ``max_epochs``, or None) into completed epochs.
 

@@ -18,6 +18,7 @@ from imbmargin.callbacks import (
     LearningRateSchedule,
     PrintLog,
     resolve_epoch,
+    resolve_scheme,
 )
 from imbmargin.data.augment import make_augment
 from imbmargin.data.batches import ArrayBatches, ArrayDataset, is_array_dataset, targets_of
@@ -95,9 +96,11 @@ callable or None, default=None
         or a function of the counts. With ``drs_epoch`` set, None means "effective_number".
     drs_epoch : int, float or None, default=None
         Deferred re-sampling: epochs completed before the rates switch on.
-    augment : {"auto", "crop", "flip", "crop_flip"}, callable or None, default="auto"
+    augment : str, callable, list of these, or None, default="auto"
         Augmentation of training images, a whole batch at once. "auto": crop and flip for colour
-        images, crop for others, nothing for tables. A callable gets a batch (n, C, H, W).
+        images, crop for others, nothing for tables. "strong": that, AutoAugment and Cutout, for
+        images of type uint8. For single steps see `imbmargin.data.augment.make_augment`. A
+        callable gets a batch (n, C, H, W).
     mixing : {"mixup", "remix"}, callable or None, default=None
         Mixing of training rows after their augmentation, see `imbmargin.data.mixing`. The loss of
         a mixed row is the weighted mean of its losses for the two labels, each with the margin
@@ -212,6 +215,9 @@ callable or None, default=None
     True
     """
 
+    #: Whether all that moves the class shares which it learns from are its parameters.
+    has_known_prior = True
+
     def __init__(
         self,
         module: Any = "auto",
@@ -322,11 +328,9 @@ callable or None, default=None
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
-        class_weight, resample, schedule = self.class_weight, self.resample, self.lr_schedule
-        if class_weight is None and self.drw_epoch is not None:
-            class_weight = "effective_number"
-        if resample is None and self.drs_epoch is not None:
-            resample = "effective_number"
+        weighting = resolve_scheme(self.class_weight, self.drw_epoch)
+        resampling = resolve_scheme(self.resample, self.drs_epoch)
+        schedule = self.lr_schedule
         if isinstance(schedule, str) and schedule == "auto":
             schedule = None if self._has_own_schedule() else default_schedule(self._layout)
         return [
@@ -342,8 +346,8 @@ callable or None, default=None
                 ),
             ),
             ("loss", DeferredLoss(self.loss_epoch)),
-            ("reweighting", DeferredReweighting(self.drw_epoch, class_weight)),
-            ("resampling", DeferredResampling(self.drs_epoch, resample)),
+            ("reweighting", DeferredReweighting(self.drw_epoch, weighting)),
+            ("resampling", DeferredResampling(self.drs_epoch, resampling)),
             ("lr_schedule", LearningRateSchedule(schedule)),
             ("print_log", PrintLog()),
         ]

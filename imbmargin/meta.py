@@ -19,6 +19,15 @@ from imbmargin.randomness import isolated_random_state
 __all__ = ["MetaWeightNetClassifier"]
 
 
+def check_row_losses(net: Any) -> None:
+    """Raise an error unless the loss of an estimator gives those of single rows from logits."""
+    if not hasattr(net.criterion_, "per_sample") or net.criterion_.needs:
+        raise ValueError(
+            f"loss={net.loss!r} does not give losses of single rows from the logits; use one "
+            "of imbmargin.losses that does, such as 'cross_entropy'"
+        )
+
+
 class MetaWeightNetClassifier(MaxMarginClassifier):
     """Classifier whose rows are weighted by a small network of their losses (MW-Net).
 
@@ -80,6 +89,8 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
     True
     """
 
+    has_known_prior = False
+
     def __init__(
         self,
         module: Any = "auto",
@@ -126,11 +137,7 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
     def initialize_criterion(self) -> MetaWeightNetClassifier:
         """Make the loss, which must give the losses of single rows from the logits."""
         super().initialize_criterion()
-        if not hasattr(self.criterion_, "per_sample") or self.criterion_.needs:
-            raise ValueError(
-                f"loss={self.loss!r} does not give losses of single rows from the logits; use one "
-                "of imbmargin.losses that does, such as 'cross_entropy'"
-            )
+        check_row_losses(self)
         return self
 
     def initialize_optimizer(self, *args: Any) -> MetaWeightNetClassifier:
@@ -189,10 +196,6 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
         loss = self.criterion_(logits, target, weight)
         loss.backward()
         return {"loss": loss, "y_pred": logits}
-
-    def _network_input(self, x: Any) -> Tensor:
-        x = self._to_module(x)
-        return x if x.is_floating_point() or hasattr(self.module_, "input_norm") else x.float()
 
     def _change_weights(self, x: Tensor, target: Tensor) -> None:
         """Take a virtual step, and one of the small network towards a lower loss after it."""

@@ -15,7 +15,11 @@ from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.meta import MetaWeightNetClassifier
 from imbmargin.posthoc import LogitAdjustment, NearestClassMean, TauNormalization
 from imbmargin.pretraining import RotationPretrainer
-from imbmargin.two_stage import ClassifierRetraining, LearnableWeightScaling
+from imbmargin.two_stage import (
+    ClassifierRetraining,
+    LearnableWeightScaling,
+    MetaSampledRetraining,
+)
 
 __all__ = [
     "AFTER",
@@ -72,6 +76,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "cRT": {"loss": "cross_entropy"},
     "LWS": {"loss": "cross_entropy"},
     "MM-cRT": {"loss": "mm"},
+    "BALMS": {"loss": "balanced_softmax"},
 }
 """Name in the papers -> arguments of `MaxMarginClassifier`.
 
@@ -97,6 +102,10 @@ def _rescaled(classifier: MaxMarginClassifier) -> LearnableWeightScaling:
     return LearnableWeightScaling(classifier, **_second_stage(classifier))
 
 
+def _meta_sampled(classifier: MaxMarginClassifier) -> MetaSampledRetraining:
+    return MetaSampledRetraining(classifier, **_second_stage(classifier))
+
+
 def _second_stage(classifier: MaxMarginClassifier) -> dict[str, Any]:
     # 30 epochs after 200, in proportion.
     epochs = max(1, round(0.15 * classifier.max_epochs))
@@ -110,6 +119,7 @@ AFTER: dict[str, Callable[[MaxMarginClassifier], Any]] = {
     "cRT": _retrained,
     "LWS": _rescaled,
     "MM-cRT": _retrained,
+    "BALMS": _meta_sampled,
 }
 """Name -> what is put around the classifier, of methods that do something after training."""
 
@@ -150,6 +160,7 @@ SOURCES: dict[str, str] = {
     "cRT": "Kang B. et al., ICLR 2020; 30 of 200 epochs more",
     "LWS": "Kang B. et al., ICLR 2020; 30 of 200 epochs more",
     "MM-cRT": "MM and cRT together",
+    "BALMS": "Ren et al., NeurIPS 2020; 30 of 200 epochs more",
 }
 """Name -> paper, and what of the method is a choice of ours or the value of a parameter."""
 

@@ -25,6 +25,7 @@ from imbmargin._wrapper import (
     Wrapper,
     find_network,
     head_pass,
+    log_proba,
     training_counts,
 )
 from imbmargin.modules import find_head
@@ -207,10 +208,7 @@ class LogitAdjustment(_TauAdjusted):
         return np.log(counts / counts.sum())
 
     def _base(self, estimator: Any, X: Any) -> NDArray[Any]:
-        if hasattr(estimator, "predict_log_proba"):
-            return np.asarray(estimator.predict_log_proba(X), dtype=float)
-        proba = np.asarray(estimator.predict_proba(X), dtype=float)
-        return np.log(np.maximum(proba, np.finfo(float).tiny))
+        return log_proba(estimator, X)
 
     def _move(self, base: NDArray[Any], by_class: NDArray[Any], tau: float) -> NDArray[Any]:
         return base - tau * by_class

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from imbmargin.data.batches import targets_of
+from imbmargin.data.batches import ArrayBatches, targets_of
 
-__all__ = ["ClassSampledLoader", "ClassSampler"]
+__all__ = ["ClassSampledLoader", "ClassSampler", "batches_at_rates"]
 
 
 class ClassSampler(Sampler[int]):
@@ -37,6 +38,8 @@ class ClassSampler(Sampler[int]):
         Rows of each class.
     rates : tensor of float64, shape (K,), or None
         Probability that a draw is of class c; None while rows are permuted.
+    by_batch : bool
+        Whether the rows of a batch are drawn when it is their turn, see `set_rates`.
 
     Examples
     --------
@@ -62,18 +65,22 @@ class ClassSampler(Sampler[int]):
         self.class_counts = counts.numpy()
         self.generator = generator
         self.rates: torch.Tensor | None = None
+        self.by_batch = False
         # Rows sorted by class: a draw is then an offset into its class's run.
         self._order = torch.argsort(target, stable=True)
         self._start = torch.cumsum(counts, 0) - counts
         self._count = counts
 
-    def set_rates(self, rates: Any) -> None:
+    def set_rates(self, rates: Any, by_batch: bool = False) -> None:
         """Switch the class rates from the next epoch on.
 
         Parameters
         ----------
         rates : array-like of shape (K,), or None
             Relative rate of each class (normalised to sum 1); None goes back to permutations.
+        by_batch : bool, default=False
+            Draw the rows of a batch when it is their turn, so that rates which change within the
+            epoch count at once. (The workers of a DataLoader are some batches ahead.)
 
         Raises
         ------
@@ -81,6 +88,7 @@ class ClassSampler(Sampler[int]):
             If the length is wrong, a rate is negative or not finite, or a class without a
             training row has a rate above zero.
         """
+        self.by_batch = by_batch and rates is not None
         if rates is None:
             self.rates = None
             return
@@ -102,11 +110,14 @@ class ClassSampler(Sampler[int]):
             )
         self.rates = rate / rate.sum()
 
-    def draw(self) -> torch.Tensor:
-        """Return the row indices of one epoch as an int64 tensor of shape (n,)."""
-        n = len(self._order)
+    def draw(self, n: int | None = None) -> torch.Tensor:
+        """Return row indices as an int64 tensor of shape (n,); by default those of one epoch.
+
+        Without rates there are no others than those of one epoch.
+        """
         if self.rates is None:
-            return torch.randperm(n, generator=self.generator)
+            return torch.randperm(len(self._order), generator=self.generator)
+        n = len(self._order) if n is None else n
         # Inverse transform sampling: torch.multinomial is limited in precision and categories.
         uniform = torch.rand(2, n, generator=self.generator, dtype=torch.float64)
         edges = torch.cumsum(self.rates, 0)
@@ -116,6 +127,8 @@ class ClassSampler(Sampler[int]):
         return self._order[self._start[drawn] + within]
 
     def __iter__(self) -> Iterator[int]:
+        if self.by_batch:
+            return (int(self.draw(1)) for _ in range(len(self)))
         return iter(self.draw().tolist())
 
     def __len__(self) -> int:
@@ -162,3 +175,53 @@ class ClassSampledLoader(DataLoader):
         super().__init__(dataset, sampler=sampler, generator=generator, **kwargs)
         # The callbacks are handed the dataset, not the loader.
         dataset.class_sampler = sampler  # type: ignore[attr-defined]
+
+
+def batches_at_rates(iterator: Any, rates: Any) -> Any:
+    """Return batches of the rows of an iterator, drawn at class rates of their own.
+
+    Parameters
+    ----------
+    iterator : ArrayBatches or DataLoader
+        With a `ClassSampler`, such as those that `MaxMarginClassifier` makes.
+    rates : callable
+        From the class counts (K,) to the relative rates (K,).
+
+    Returns
+    -------
+    batches : ArrayBatches or DataLoader
+        Of the same batch size and number.
+
+    Raises
+    ------
+    TypeError
+        If the iterator is of another kind.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.utils.data import TensorDataset
+    >>> from imbmargin.samplers import ClassSampledLoader, batches_at_rates
+    >>> data = TensorDataset(torch.zeros(100, 3), torch.arange(100) // 90)
+    >>> loader = ClassSampledLoader(data, batch_size=50)
+    >>> rare = batches_at_rates(loader, lambda counts: [0, 1])
+    >>> {int(label) for _, labels in rare for label in labels}
+    {1}
+    """
+    sampler: Any = getattr(iterator, "sampler", None)
+    known = isinstance(iterator, (ArrayBatches, DataLoader)) and isinstance(sampler, ClassSampler)
+    if not known:
+        raise TypeError(
+            f"this classifier needs batches of its own, got {type(iterator).__name__}; leave "
+            "iterator_train as it is"
+        )
+    sampler = copy.copy(sampler)
+    sampler.set_rates(rates(sampler.class_counts))
+    if isinstance(iterator, DataLoader):
+        workers = iterator.num_workers
+        return DataLoader(
+            iterator.dataset, iterator.batch_size, sampler=sampler, num_workers=workers
+        )
+    others = copy.copy(iterator)
+    others.sampler = sampler
+    return others

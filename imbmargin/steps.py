@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from skorch.utils import to_tensor
 from torch import Tensor
 
 from imbmargin.loop import CheckpointedLoop
-from imbmargin.modules import WeightAverage, find_head
+from imbmargin.modules import WeightAverage, find_head, watch_input
 from imbmargin.parts import resolve_precision
 
 __all__ = ["BatchSteps"]
@@ -80,39 +81,37 @@ class BatchSteps(CheckpointedLoop):
 
     def infer(self, x: Any, **fit_params: Any) -> Any:
         """Run the network on a batch, in its shape, device and precision."""
-        x = self._to_module(x)
-        if (
-            isinstance(x, Tensor)
-            and not x.is_floating_point()
-            and not hasattr(self.module_, "input_norm")
-        ):
-            x = x.float()
+        x = self._network_input(x)
         needs = getattr(self.criterion_, "needs", ())
         if not needs:
             return self._run_network(x, **fit_params)
         average = self._average_in_use()
         _, head = find_head(self.module_ if average is None else average.network)
+        with watch_input(head) as seen:
+            output = self._run_network(x, **fit_params)
+        known: dict[str, Any] = {"features": seen[0], "head_weight": head.weight}
+        self._context = {name: known[name] for name in needs}
+        return output
 
-        def note(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-            known = {"features": inputs[0], "head_weight": layer.weight}
-            self._context = {name: known[name] for name in needs}
-
-        hook = head.register_forward_pre_hook(note)
-        try:
-            return self._run_network(x, **fit_params)
-        finally:
-            hook.remove()
+    def _network_input(self, x: Any) -> Any:
+        x = self._to_module(x)
+        whole_numbers = isinstance(x, Tensor) and not x.is_floating_point()
+        # The input layer of the package's networks takes them as they are.
+        return x.float() if whole_numbers and not hasattr(self.module_, "input_norm") else x
 
     def _average_in_use(self) -> WeightAverage | None:
         """Return the average if there is one, for validation and prediction."""
         return None if self.module_.training else self.average_
 
     def _run_network(self, x: Any, **fit_params: Any) -> Any:
+        with self._autocast():
+            return self._call_network(x, **fit_params)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self._autocast_dtype()
         if dtype is None:
-            return self._call_network(x, **fit_params)
-        with torch.autocast(torch.device(self.device).type, dtype=dtype):
-            return self._call_network(x, **fit_params)
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, dtype=dtype)
 
     def _call_network(self, x: Any, **fit_params: Any) -> Any:
         average = self._average_in_use()

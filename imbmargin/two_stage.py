@@ -18,9 +18,10 @@ from torch.utils.data import Subset
 
 from imbmargin._wrapper import Wrapper, find_network, look_into
 from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.meta_sampler import MetaSamplerClassifier
 from imbmargin.modules import find_head
 
-__all__ = ["ClassifierRetraining", "LearnableWeightScaling"]
+__all__ = ["ClassifierRetraining", "LearnableWeightScaling", "MetaSampledRetraining"]
 
 _BATCH_NORM = ("train", "eval")
 # What the second stage takes over from the first.
@@ -133,21 +134,27 @@ class _TwoStage(Wrapper):
             self._head_factory(first, head),
             self.batch_norm == "eval",
         )
-        self.net_ = MaxMarginClassifier(
+        self.net_ = self._second_stage(
             network,
-            loss="cross_entropy",
-            resample=self.resample,
             optimizer=torch.optim.SGD,
             optimizer__momentum=0.9,
             optimizer__weight_decay=5e-4,
             lr=self.lr,
-            lr_schedule=_head_schedule,
             max_epochs=self.max_epochs,
             random_state=self.random_state,
             **_settings_of(first),
         )
         self.net_.fit(inputs, y)
         return self
+
+    def _second_stage(self, network: Any, **settings: Any) -> MaxMarginClassifier:
+        return MaxMarginClassifier(
+            network,
+            loss="cross_entropy",
+            resample=self.resample,
+            lr_schedule=_head_schedule,
+            **settings,
+        )
 
     def _transformed(self, X: Any) -> Any:
         """Pass X through what stands before the network in a Pipeline."""
@@ -247,6 +254,74 @@ class ClassifierRetraining(_TwoStage):
                 "one cannot be sized after it"
             )
         return partial(nn.Linear, int(head.in_features), len(self.classes_))  # type: ignore[arg-type]
+
+
+class MetaSampledRetraining(ClassifierRetraining):
+    """Classifier re-training at learned class rates: BALMS, around a balanced-softmax classifier.
+
+    Parameters
+    ----------
+    estimator : skorch classifier
+        The first stage, in the paper with ``loss="balanced_softmax"``; see `ClassifierRetraining`.
+    loss : str, default="balanced_softmax"
+        The loss of the second stage.
+    max_epochs, batch_norm, random_state
+        As in `ClassifierRetraining`.
+    lr : float, default=0.1
+        Initial learning rate of the head, for SGD with momentum 0.9 and weight decay 5e-4. It falls
+        along a cosine.
+    rate_lr : float, default=0.01
+        Learning rate of the class rates, see `imbmargin.meta_sampler.MetaSamplerClassifier`.
+
+    Attributes
+    ----------
+    estimator_, net_, classes_
+        As in `ClassifierRetraining`; ``net_`` has ``class_rates_``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `ClassifierRetraining` and `imbmargin.meta_sampler.MetaSamplerClassifier`.
+
+    References
+    ----------
+    .. [1] Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020.
+       The second stage has 2,000 of 15,000 steps there.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_wine
+    >>> from imbmargin import MaxMarginClassifier, make_long_tailed
+    >>> from imbmargin.two_stage import MetaSampledRetraining
+    >>> X, y = make_long_tailed(*load_wine(return_X_y=True), imbalance_ratio=8, random_state=0)
+    >>> network = MaxMarginClassifier(loss="balanced_softmax", max_epochs=20, random_state=0)
+    >>> MetaSampledRetraining(network, random_state=0).fit(X, y).score(X, y) > 0.9
+    True
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        loss: str = "balanced_softmax",
+        max_epochs: int = 30,
+        lr: float = 0.1,
+        rate_lr: float = 0.01,
+        batch_norm: str = "eval",
+        random_state: Any = None,
+    ) -> None:
+        self.estimator = estimator
+        self.loss = loss
+        self.max_epochs = max_epochs
+        self.lr = lr
+        self.rate_lr = rate_lr
+        self.batch_norm = batch_norm
+        self.random_state = random_state
+
+    def _second_stage(self, network: Any, **settings: Any) -> MaxMarginClassifier:
+        return MetaSamplerClassifier(
+            network, loss=self.loss, rate_lr=self.rate_lr, lr_schedule="cosine", **settings
+        )
 
 
 class LearnableWeightScaling(_TwoStage):

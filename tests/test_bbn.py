@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from imbmargin.bbn import BBNClassifier, BilateralNetwork, _reversed
+from imbmargin.bbn import BBNClassifier, BilateralNetwork
 from imbmargin.metrics import balanced_accuracy
 from imbmargin.modules import MLP, ResNet20
+from imbmargin.samplers import batches_at_rates
 
 SETTINGS = {"max_epochs": 4, "random_state": 0}
 
@@ -66,14 +67,14 @@ def test_a_step_weighs_two_batches_by_alpha(table, monkeypatch):
     other = torch.from_numpy(X[8:16]), torch.from_numpy(y[8:16])
     for done in range(4):
         clf.history_ = History(list(whole)[: done + 1])
-        clf._others = iter([other])
+        clf._partners = iter([other])
         step = clf.train_step_single(batch)
         _, rare, alpha, logits = seen[-1]
         assert alpha == pytest.approx(1 - (done / 4) ** 2)
         torch.testing.assert_close(rare, other[0])
         losses = [F.cross_entropy(logits, labels) for labels in (batch[1], other[1])]
         torch.testing.assert_close(step["loss"], alpha * losses[0] + (1 - alpha) * losses[1])
-    del clf._others
+    del clf._partners
     clf.predict(X)
     assert seen[-1][1:3] == (None, 0.5)
 
@@ -82,7 +83,9 @@ def test_rare_classes_are_drawn_at_the_inverse_of_their_rows(table):
     X, y = table
     counts = np.bincount(y)
     clf = BBNClassifier(max_epochs=1, random_state=0).fit(X, y)
-    others = _reversed(clf.get_iterator(clf.get_dataset(X, y), training=True))
+    others = batches_at_rates(
+        clf.get_iterator(clf.get_dataset(X, y), training=True), clf._partner_rates
+    )
     labels = torch.cat([target for _ in range(60) for _, target in others])
     found = labels.bincount() / len(labels)
     np.testing.assert_allclose(found, (1 / counts) / (1 / counts).sum(), atol=0.02)
@@ -132,7 +135,7 @@ class NoBackbone(nn.Module):
         (
             {"iterator_train": torch.utils.data.DataLoader, "iterator_train__shuffle": True},
             TypeError,
-            "BBN needs the classifier's own batches, got DataLoader",
+            "this classifier needs batches of its own, got DataLoader",
         ),
     ],
 )

@@ -20,7 +20,17 @@ LAYERS = [
     {"loop"},
     {"steps"},
     {"estimator"},
-    {"pretraining", "meta", "bbn", "_wrapper", "posthoc", "two_stage"},
+    {
+        "_paired",
+        "pretraining",
+        "meta",
+        "meta_sampler",
+        "bbn",
+        "_wrapper",
+        "posthoc",
+        "prior",
+        "two_stage",
+    },
     {"methods", "_batched", "search"},
     {"benchmark"},
 ]

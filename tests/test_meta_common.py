@@ -7,7 +7,12 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from imbmargin import MaxMarginClassifier
 from imbmargin.posthoc import LogitAdjustment, NearestClassMean, TauNormalization
-from imbmargin.two_stage import ClassifierRetraining, LearnableWeightScaling
+from imbmargin.prior import PriorCorrection
+from imbmargin.two_stage import (
+    ClassifierRetraining,
+    LearnableWeightScaling,
+    MetaSampledRetraining,
+)
 
 NETWORK = MaxMarginClassifier(loss="cross_entropy", max_epochs=20, random_state=0)
 SECOND = {"max_epochs": 20, "random_state": 0}
@@ -30,9 +35,12 @@ def expected_failures(estimator):
         LogitAdjustment(LogisticRegression(), tau="cv", cv=2),
         LogitAdjustment(NETWORK, tau=0.5),
         TauNormalization(NETWORK, tau=0.5),
+        PriorCorrection(LogisticRegression(), trained_prior="uniform"),
+        PriorCorrection(NETWORK),
         NearestClassMean(NETWORK),
         ClassifierRetraining(NETWORK, **SECOND),
         LearnableWeightScaling(NETWORK, **SECOND),
+        MetaSampledRetraining(NETWORK, **SECOND),
     ],
     expected_failed_checks=expected_failures,
 )

@@ -93,7 +93,7 @@ def test_a_run_that_crashed_goes_on_to_the_same_bits(table, tmp_path, kwargs, ep
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_images_with_augmentation_and_momentum(images, tmp_path, precision):
-    kwargs = {"module": "resnet20", "augment": "crop_flip", "max_epochs": 4, "drw_epoch": 3}
+    kwargs = {"module": "resnet20", "augment": ["crop", "flip"], "max_epochs": 4, "drw_epoch": 3}
     kwargs["precision"] = precision
     straight = make(**kwargs).fit(*images)
     Crash.epoch = 2

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from imbmargin.data.batches import ArrayBatches, ArrayDataset
 from imbmargin.samplers import ClassSampledLoader, ClassSampler
 
 TARGETS = np.repeat([0, 1, 2], [900, 90, 10])
@@ -82,3 +83,21 @@ def test_the_loader_draws_from_its_own_part_only():
     loader = ClassSampledLoader(part, batch_size=4)
     part.class_sampler.set_rates([0, 0, 1])
     assert {float(x) for batch, _ in loader for x in batch} == {995.0}
+
+
+def test_rates_of_batches_change_within_an_epoch():
+    drawn = sampler()
+    drawn.set_rates([1, 0, 0], by_batch=True)
+    batches = ArrayBatches(ArrayDataset(np.arange(len(drawn)), TARGETS), 10, sampler=drawn)
+    loader = DataLoader(range(len(drawn)), 10, sampler=drawn)
+    for iterator in (batches, ((x, TARGETS[x]) for x in loader)):
+        drawn.set_rates([1, 0, 0], by_batch=True)
+        labels = []
+        for i, (_, target) in enumerate(iterator):
+            labels.append(set(target.tolist()))
+            if i == 1:
+                drawn.set_rates([0, 0, 1], by_batch=True)
+        assert labels[:2] == [{0}, {0}]
+        assert all(found == {2} for found in labels[2:])
+    drawn.set_rates([1, 0, 0])
+    assert not drawn.by_batch

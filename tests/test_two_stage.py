@@ -13,11 +13,17 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from imbmargin import MaxMarginClassifier, make_long_tailed
-from imbmargin.two_stage import ClassifierRetraining, LearnableWeightScaling
+from imbmargin.two_stage import (
+    ClassifierRetraining,
+    LearnableWeightScaling,
+    MetaSampledRetraining,
+)
 
 NETWORK = MaxMarginClassifier(loss="cross_entropy", max_epochs=15, random_state=0)
 SECOND = {"max_epochs": 15, "random_state": 0}
-both = pytest.mark.parametrize("make", [ClassifierRetraining, LearnableWeightScaling])
+every = pytest.mark.parametrize(
+    "make", [ClassifierRetraining, LearnableWeightScaling, MetaSampledRetraining]
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def state(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-@both
+@every
 def test_the_second_stage_finds_rare_classes_and_leaves_the_first_alone(make, rare):
     X, y, X_test, y_test = rare
     first = clone(NETWORK).fit(X, y)
@@ -64,7 +70,7 @@ def test_the_factors_of_lws_begin_at_1_and_end_above_it_for_rare_classes(rare):
     )
 
 
-@both
+@every
 def test_the_same_seed_gives_the_same_result_and_touches_no_other(make, rare):
     X, y, X_test, _ = rare
     before = torch.get_rng_state()
@@ -87,7 +93,7 @@ def test_statistics_of_normalisation_layers_drift_only_if_asked(batch_norm):
     assert same == (batch_norm == "eval")
 
 
-@both
+@every
 def test_around_plain_skorch_nets_and_pipelines(make, rare):
     X, y, X_test, y_test = rare
     torch.manual_seed(0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["AUGMENTATIONS", "RandomCrop", "RandomFlip", "make_augment"]
+__all__ = ["AUGMENTATIONS", "Cutout", "Grouped", "RandomCrop", "RandomFlip", "make_augment"]
 
 Augment = Callable[[Tensor], Tensor]
 
@@ -65,8 +65,123 @@ class RandomFlip:
         return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
+class Cutout:
+    """Blacken a square of each image, at its own place; it may lie partly outside.
+
+    Parameters
+    ----------
+    size : int
+        Side of the square, in pixels. 16 for CIFAR.
+
+    Raises
+    ------
+    ValueError
+        If the size is below 1.
+
+    References
+    ----------
+    .. [1] DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with
+       Cutout", arXiv 1708.04552.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.data.augment import Cutout
+    >>> holes = Cutout(2)(torch.ones(100, 1, 4, 4)) == 0
+    >>> sorted(set(holes.sum((1, 2, 3)).tolist()))
+    [1, 2, 4]
+    """
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"size must be at least 1 pixel, got {size}")
+        self.size = size
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the images, each with its hole."""
+        n, _, *sides = images.shape
+        hole = torch.ones((), dtype=torch.bool, device=images.device)
+        for axis, side in enumerate(sides):
+            centre = torch.randint(side, (n, 1)).to(images.device)
+            distance = torch.arange(side, device=images.device) - centre
+            inside = (distance >= -(self.size // 2)) & (distance < (self.size + 1) // 2)
+            hole = hole & inside.view(n, 1, *((-1, 1) if axis == 0 else (1, -1)))
+        # Unlike masked_fill this keeps the memory format.
+        return images * ~hole
+
+
+class Grouped:
+    """Apply a transform that draws once a call, such as torchvision's, to groups of a batch.
+
+    The groups are drawn anew for every batch. Each image then gets what it would get alone, at the
+    cost of one call a group instead of one an image; images of a group get the same.
+
+    Parameters
+    ----------
+    transform : callable
+        From images (m, C, H, W) to images of the same shape and type.
+    groups : int, default=16
+        Number of groups.
+
+    Raises
+    ------
+    ValueError
+        If the number of groups is below 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.data.augment import Grouped
+    >>> shift = Grouped(lambda images: images + torch.rand(()), groups=4)
+    >>> len(shift(torch.zeros(16, 3, 8, 8)).unique())
+    4
+    """
+
+    def __init__(self, transform: Augment, groups: int = 16) -> None:
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, got {groups}")
+        self.transform = transform
+        self.groups = groups
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the transformed images, in their order."""
+        out = torch.empty_like(images)
+        for part in torch.randperm(len(images)).to(images.device).chunk(self.groups):
+            out[part] = self.transform(images[part])
+        return out
+
+
+class _Policy:
+    """A policy of torchvision, which needs pixels of 0 to 255."""
+
+    def __init__(self, name: str, image_shape: tuple[int, ...], **kwargs: Any) -> None:
+        # Not needed by those who have no use for it, and slow to import.
+        from torchvision.transforms import v2
+
+        if image_shape[0] not in (1, 3):
+            raise ValueError(
+                f"augment={name.lower()!r} needs images with 1 or 3 channels, got {image_shape[0]}"
+            )
+        self.name = name
+        self.apply = Grouped(getattr(v2, name)(**kwargs))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise ValueError(
+                f"augment={self.name.lower()!r} needs images of type uint8 (pixels of 0 to 255), "
+                f"got {images.dtype}; pass X as uint8, such as (255 * X).astype(numpy.uint8)"
+            )
+        return self.apply(images)
+
+
+def _autoaugment(image_shape: tuple[int, ...]) -> Augment:
+    from torchvision.transforms import AutoAugmentPolicy
+
+    return _Policy("AutoAugment", image_shape, policy=AutoAugmentPolicy.CIFAR10)
+
+
 class _Compose:
-    def __init__(self, *steps: Augment) -> None:
+    def __init__(self, steps: Sequence[Augment]) -> None:
         self.steps = steps
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -75,12 +190,20 @@ class _Compose:
         return images
 
 
-AUGMENTATIONS: dict[str, Callable[[int], Augment]] = {
-    "crop": RandomCrop,
-    "flip": lambda padding: RandomFlip(),
-    "crop_flip": lambda padding: _Compose(RandomCrop(padding), RandomFlip()),
+AUGMENTATIONS: dict[str, Callable[[tuple[int, ...]], Augment]] = {
+    "crop": lambda image_shape: RandomCrop(max(1, image_shape[1] // 8)),
+    "flip": lambda image_shape: RandomFlip(),
+    "autoaugment": _autoaugment,
+    "randaugment": lambda image_shape: _Policy("RandAugment", image_shape),
+    "trivialaugment": lambda image_shape: _Policy("TrivialAugmentWide", image_shape),
+    "cutout": lambda image_shape: Cutout(max(1, image_shape[1] // 2)),
 }
-"""Name -> function of the padding."""
+"""Name -> function of (channels, height, width): the single steps of ``augment``."""
+
+_RECIPES: dict[str, Callable[[int], list[str]]] = {
+    "auto": lambda channels: ["crop", "flip"] if channels == 3 else ["crop"],
+    "strong": lambda channels: [*_RECIPES["auto"](channels), "autoaugment", "cutout"],
+}
 
 
 def make_augment(augment: Any, image_shape: tuple[int, ...] | None) -> Augment | None:
@@ -88,13 +211,16 @@ def make_augment(augment: Any, image_shape: tuple[int, ...] | None) -> Augment |
 
     Parameters
     ----------
-    augment : {"auto", "crop", "flip", "crop_flip"}, callable or None
-        "auto": crop and flip for images with 3 channels; crop for other images, since a mirrored
-        digit is another digit; nothing for tables. A callable gets the batch (n, C, H, W), such as
-        a torchvision v2 transform.
+    augment : str, callable, list of these, or None
+        A key of `AUGMENTATIONS`: "crop" after padding by an eighth of the height (4 for CIFAR),
+        "flip" left to right, the policies "autoaugment" (that of CIFAR-10), "randaugment" and
+        "trivialaugment" of torchvision for uint8 images, "cutout" of half the height. Or "auto":
+        crop and flip for images with 3 channels; crop for other images, since a mirrored digit is
+        another digit; nothing for tables. Or "strong": "auto", "autoaugment" and "cutout". A
+        callable gets the batch (n, C, H, W), such as a torchvision v2 transform (see `Grouped`).
+        Of a list each is applied in turn.
     image_shape : tuple of int, or None
-        (channels, height, width); None for rows of a table. The padding of the crop is an eighth
-        of the height: 4 for CIFAR.
+        (channels, height, width); None for rows of a table.
 
     Returns
     -------
@@ -104,7 +230,12 @@ def make_augment(augment: Any, image_shape: tuple[int, ...] | None) -> Augment |
     Raises
     ------
     ValueError
-        If the name is unknown, or the data are rows of a table.
+        If a name is unknown, or the data are rows of a table, or have channels that a policy does
+        not know. When it is called: if a policy gets images of another type than uint8.
+
+    References
+    ----------
+    .. [1] Cubuk et al., "AutoAugment: Learning Augmentation Strategies from Data", CVPR 2019.
 
     Examples
     --------
@@ -113,6 +244,8 @@ def make_augment(augment: Any, image_shape: tuple[int, ...] | None) -> Augment |
     1
     >>> make_augment("auto", None) is None
     True
+    >>> make_augment(["flip", "cutout"], (3, 32, 32)).steps[1].size
+    16
     """
     if augment is None or (image_shape is None and isinstance(augment, str) and augment == "auto"):
         return None
@@ -123,11 +256,14 @@ def make_augment(augment: Any, image_shape: tuple[int, ...] | None) -> Augment |
         )
     if callable(augment):
         return augment
-    if augment == "auto":
-        augment = "crop_flip" if image_shape[0] == 3 else "crop"
-    if augment not in AUGMENTATIONS:
+    if isinstance(augment, str) and augment in _RECIPES:
+        augment = _RECIPES[augment](image_shape[0])
+    if isinstance(augment, (list, tuple)):
+        steps = [make_augment(step, image_shape) for step in augment]
+        return steps[0] if len(steps) == 1 else _Compose([step for step in steps if step])
+    if not isinstance(augment, str) or augment not in AUGMENTATIONS:
         raise ValueError(
-            f"augment must be one of {['auto', *AUGMENTATIONS]}, a callable or None, "
-            f"got {augment!r}"
+            f"augment must be one of {[*_RECIPES, *AUGMENTATIONS]}, a callable, a list of these "
+            f"or None, got {augment!r}"
         )
-    return AUGMENTATIONS[augment](max(1, image_shape[1] // 8))
+    return AUGMENTATIONS[augment](image_shape)

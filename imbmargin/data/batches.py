@@ -194,14 +194,19 @@ class ArrayBatches:
         return bounds
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self.rows
-        if self.sampler is not None:
-            order = self.sampler.draw()
-            order = order if self.rows is None else self.rows[order]
-            order = order.to(self.dataset.device)
+        if self.sampler is not None and self.sampler.by_batch:
+            for start, stop in pairwise(self._bounds()):
+                yield self._move(self.dataset.fetch(self._drawn(stop - start)))
+            return
+        order = self.rows if self.sampler is None else self._drawn()
         for start, stop in pairwise(self._bounds()):
             part = slice(start, stop)
             yield self._move(self.dataset.fetch(part if order is None else order[part]))
+
+    def _drawn(self, n: int | None = None) -> torch.Tensor:
+        order = self.sampler.draw(n)
+        order = order if self.rows is None else self.rows[order]
+        return order.to(self.dataset.device)
 
     def _move(self, batch: Any) -> Any:
         if self.device.type != "cuda" or self.dataset.device.type == "cuda":

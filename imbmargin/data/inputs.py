@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -137,7 +139,8 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
     Raises
     ------
     ValueError
-        If X has NaN or infinite values, no rows, or another width than at fit.
+        If X has NaN or infinite values, no rows, or another width than at fit; for a DataFrame the
+        columns are named.
     """
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu()
@@ -147,7 +150,7 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
         validate_data(estimator, X, skip_check_array=True, reset=reset)
         return X
     # A number too large for float32 becomes infinite, and that is an error of its own.
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"), _named_columns(X):
         return validate_data(
             estimator,
             X,
@@ -158,6 +161,37 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
             dtype=[np.float32, np.uint8],
             allow_nd=True,
         )
+
+
+@contextmanager
+def _named_columns(X: Any) -> Iterator[None]:
+    """Say of an error about the values of a DataFrame which columns they are in."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        text, missing = _unusable_columns(X) if hasattr(X, "columns") else ([], [])
+        if not text and not missing:
+            raise
+        found = [f"columns that are not numbers, {text}"] if text else []
+        found += [f"columns with missing or infinite values, {missing}"] if missing else []
+        raise ValueError(
+            f"X has {' and '.join(found)}. A network needs numbers: encode and impute them in a "
+            "Pipeline before it, for example with sklearn.compose.make_column_transformer, "
+            "SimpleImputer and OneHotEncoder(handle_unknown='ignore')"
+        ) from error
+
+
+def _unusable_columns(frame: Any) -> tuple[list[Any], list[Any]]:
+    text, missing = [], []
+    for name in frame.columns:
+        try:
+            values = np.asarray(frame[name], dtype=np.float64)
+        except (ValueError, TypeError):
+            text.append(name)
+        else:
+            if not np.isfinite(values).all():
+                missing.append(name)
+    return text, missing
 
 
 def _check_memmap(X: np.memmap) -> None:

@@ -142,6 +142,10 @@ class ClassCountLoss(nn.Module):
         self.class_weight = weight
         self._weight_changed()
 
+    def trained_prior(self, prior: Tensor) -> Tensor:
+        """Return the class shares for which logits hold that have learned from such shares (K,)."""
+        return prior
+
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each sample, shape (n,), without class weights."""
         return F.cross_entropy(self.adjust(logits, target), target, reduction="none")

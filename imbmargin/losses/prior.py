@@ -185,6 +185,12 @@ class VectorScalingLoss(ClassCountLoss):
         self.shift = logit_shift(counts, self.tau)
         self.factor = _temperature(counts, self.gamma) if self.gamma else None
 
+    def trained_prior(self, prior: Tensor) -> Tensor:
+        """Return the shares without the shift, which logits do not have (the factor is left)."""
+        self._need_counts()
+        assert self.shift is not None
+        return prior / self.shift.to(prior).exp()
+
     def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return (n / n_max)^γ z + τ log π, shape (n, K)."""
         self._need_counts()

@@ -8,7 +8,14 @@ from collections.abc import Callable
 from torch import nn
 
 from imbmargin.modules.average import WeightAverage
-from imbmargin.modules.heads import HEADS, CosineLinear, find_head, make_head, replace_head
+from imbmargin.modules.heads import (
+    HEADS,
+    CosineLinear,
+    find_head,
+    make_head,
+    replace_head,
+    watch_input,
+)
 from imbmargin.modules.mlp import MLP
 from imbmargin.modules.normalize import InputNorm, channel_statistics
 from imbmargin.modules.resnet import ResNet20, ResNet32, ResNet44, ResNet56, ResNetCIFAR
@@ -38,4 +45,5 @@ __all__ = [
     "find_head",
     "make_head",
     "replace_head",
+    "watch_input",
 ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HEADS", "CosineLinear", "find_head", "make_head", "replace_head"]
+__all__ = ["HEADS", "CosineLinear", "find_head", "make_head", "replace_head", "watch_input"]
 
 Head = str | Callable[[int, int], nn.Module]
 
@@ -146,6 +147,28 @@ def find_head(module: nn.Module) -> tuple[str, nn.Module]:
             "inside; give it a head"
         )
     return found[-1]
+
+
+@contextmanager
+def watch_input(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what goes into a layer, call by call, with its graph.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.modules import MLP, watch_input
+    >>> network = MLP(in_features=4, num_classes=3)
+    >>> with watch_input(network.head) as seen:
+    ...     logits = network(torch.zeros(5, 4))
+    >>> seen[0].shape
+    torch.Size([5, 128])
+    """
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def replace_head(module: nn.Module, num_classes: int) -> None:

@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+from imblearn.over_sampling import SMOTE
+from imblearn.pipeline import make_pipeline as make_imblearn_pipeline
+from scipy.special import softmax
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+from imbmargin import MaxMarginClassifier, make_classifier
+from imbmargin.prior import PriorCorrection, trained_prior
+
+SETTINGS = {
+    "module": nn.Linear,
+    "module__out_features": 2,
+    "lr": 0.02,
+    "lr_schedule": "cosine",
+    "max_epochs": 15,
+    "random_state": 0,
+}
+
+
+def network(**kwargs):
+    return MaxMarginClassifier(**{"loss": "cross_entropy", **SETTINGS, **kwargs})
+
+
+@pytest.fixture(scope="module")
+def rare():
+    """Two normal distributions, for which a linear network can be right; 6 % are positive."""
+    rng = np.random.default_rng(0)
+    y = (rng.random(12_000) < 0.06).astype(int)
+    X = rng.normal(size=(12_000, 4)) + 0.8 * y[:, None]
+    return train_test_split(X.astype(np.float32), y, stratify=y, random_state=0)
+
+
+REBALANCED = {
+    "weights": {"class_weight": "balanced"},
+    "deferred weights": {"drw_epoch": 0.5},
+    "dict": {"class_weight": {0: 1.0, 1: 5.0}},
+    "sampling": {"resample": "class_balanced"},
+    "balanced softmax": {"loss": "balanced_softmax"},
+    "tau": {"loss": "logit_adjusted", "criterion__tau": 0.5},
+    "both": {"resample": "square_root", "class_weight": {0: 1.0, 1: 2.0}},
+}
+
+
+@pytest.mark.parametrize("name", REBALANCED)
+def test_the_prevalence_is_recovered_and_the_log_loss_is_that_of_erm(name, rare):
+    X, X_test, y, y_test = rare
+    erm = log_loss(y_test, network().fit(X, y).predict_proba(X_test))
+    clf = PriorCorrection(network(**REBALANCED[name])).fit(X, y)
+    plain = clf.estimator_.predict_proba(X_test)[:, 1].mean()
+    corrected = clf.predict_proba(X_test)
+    assert plain > 1.3 * y.mean()
+    assert corrected[:, 1].mean() == pytest.approx(y_test.mean(), rel=0.12)
+    assert log_loss(y_test, corrected) < 1.05 * erm
+
+
+def test_an_over_sampled_pipeline(rare):
+    X, X_test, y, y_test = rare
+    pipeline = make_imblearn_pipeline(SMOTE(random_state=0), network())
+    clf = PriorCorrection(pipeline).fit(X, y)
+    np.testing.assert_allclose(trained_prior(clf.estimator_[-1]), [0.5, 0.5])
+    np.testing.assert_allclose(clf.class_prior_, [1 - y.mean(), y.mean()])
+    assert clf.estimator_.predict_proba(X_test)[:, 1].mean() > 2 * y_test.mean()
+    assert clf.predict_proba(X_test)[:, 1].mean() == pytest.approx(y_test.mean(), rel=0.3)
+
+
+def test_other_frequencies_at_prediction(rare):
+    """The data of another world have another share of positives, which prior= says."""
+    X, X_test, y, y_test = rare
+    clf = PriorCorrection(network()).fit(X, y)
+    chosen = np.flatnonzero((y_test == 1) | (np.arange(len(y_test)) % 10 == 0))
+    world, share = X_test[chosen], y_test[chosen].mean()
+    assert share > 0.3
+    before = log_loss(y_test[chosen], clf.predict_proba(world))
+    for prior in ({1: share, 0: 1 - share}, [1 - share, share]):
+        clf.set_params(prior=prior)
+        assert log_loss(y_test[chosen], clf.predict_proba(world)) < 0.8 * before
+        assert clf.predict_proba(world)[:, 1].mean() == pytest.approx(share, rel=0.12)
+
+
+def test_probabilities_are_those_of_bayes_rule():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(300, 3)), np.repeat(["a", "b", "c"], [200, 80, 20])
+    plain = LogisticRegression(class_weight="balanced").fit(X, y)
+    clf = PriorCorrection(clone(plain), trained_prior="uniform").fit(X, y)
+    expected = plain.predict_proba(X) * np.array([200, 80, 20])
+    expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-12)
+    np.testing.assert_array_equal(clf.predict(X), plain.classes_[expected.argmax(1)])
+    none = clf.set_params(prior=[0.5, 0.5, 0]).predict_proba(X)
+    assert (none[:, 2] == 0).all()
+    np.testing.assert_allclose(none.sum(1), 1)
+
+
+def test_a_frozen_classifier_and_the_scale_of_a_cosine_head(rare):
+    X, X_test, y, _ = rare
+    clf = make_classifier("LDAM-DRW", max_epochs=3, random_state=0).fit(X, y)
+    corrected = PriorCorrection(FrozenEstimator(clf)).fit(X, y)
+    shift = np.log(corrected.class_prior_) - np.log(trained_prior(clf))
+    logits = np.log(clf.predict_proba(X_test))
+    np.testing.assert_allclose(
+        corrected.predict_proba(X_test), softmax(logits + shift, axis=1), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["BBN", "MW-Net"])
+def test_what_is_not_known_must_be_told(name, table):
+    X, y = table
+    clf = make_classifier(name, max_epochs=1, random_state=0)
+    with pytest.raises(ValueError, match=r"what (BBN|MetaW).*Classifier has learned from is not k"):
+        PriorCorrection(clf).fit(X, y)
+    told = PriorCorrection(clf, trained_prior="uniform").fit(X, y)
+    assert told.predict_proba(X).shape == (300, 3)
+
+
+def test_of_a_plain_classifier_it_must_be_told_too(table):
+    with pytest.raises(ValueError, match="LogisticRegression has learned from is not known; pass"):
+        PriorCorrection(LogisticRegression()).fit(*table)
+
+
+@pytest.mark.parametrize(
+    "wrong", [[0.5, 0.5], [0.5, -0.1, 0.6], [np.nan, 1, 1], "balanced", {0: 1.0}, [0, 0, 0]]
+)
+def test_wrong_priors(wrong, table):
+    X, y = table
+    word = r"must (be 'uniform', a dict by label, or a freq|have the labels \[0, 1, 2\], got)"
+    with pytest.raises(ValueError, match=f"trained_prior {word}"):
+        PriorCorrection(LogisticRegression(), trained_prior=wrong).fit(X, y)
+    with pytest.raises(ValueError, match=f"prior {word}"):
+        PriorCorrection(LogisticRegression(), wrong, trained_prior="uniform").fit(X, y)
