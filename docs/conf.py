@@ -42,7 +42,7 @@ numpydoc_validation_checks = {
 }
 numpydoc_validation_exclude = {
     # They add to the parameters of a class that has the others.
-    *("BBNClassifier$", "MetaWeightNetClassifier$"),
+    r"(BBN|MetaWeightNet|MetaSampler)Classifier$",
     # Methods that do what the interface of scikit-learn or torch says, and say so in a line.
     r"\.[A-Z]\w+\.\w+$",
 }

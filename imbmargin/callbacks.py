@@ -56,7 +56,6 @@ def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = Fal
     Returns
     -------
     epoch : int
-        Completed epochs.
 
     Raises
     ------
@@ -386,15 +385,14 @@ class LearningRateSchedule(Callback):
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Look the schedule up; a training that goes on starts it anew."""
+        self.factor_: Schedule | None = self.schedule
         if self.schedule is not None and not callable(self.schedule):
             if self.schedule not in LR_SCHEDULES:
                 raise ValueError(
                     f"lr_schedule must be one of {sorted(LR_SCHEDULES)}, a callable or None, "
                     f"got {self.schedule!r}"
                 )
-            self.factor_: Schedule | None = LR_SCHEDULES[self.schedule]
-        else:
-            self.factor_ = self.schedule
+            self.factor_ = LR_SCHEDULES[self.schedule]
         self.epoch_ = 0
 
     def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:

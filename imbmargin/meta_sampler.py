@@ -26,6 +26,11 @@ class ClassRates(nn.Module):
     A row of class c is drawn with a probability in proportion to σ(ψ_c), so that class c comes at
     the rate n_c σ(ψ_c) / Σ n σ(ψ).
 
+    Parameters
+    ----------
+    num_classes : int, default=0
+        K, if it is known before the class counts are bound.
+
     Attributes
     ----------
     psi : Parameter of shape (K,)

@@ -153,6 +153,16 @@ def find_head(module: nn.Module) -> tuple[str, nn.Module]:
 def watch_input(layer: nn.Module) -> Iterator[list[Tensor]]:
     """Collect what goes into a layer, call by call, with its graph.
 
+    Parameters
+    ----------
+    layer : Module
+        The layer that is watched inside the ``with`` block.
+
+    Yields
+    ------
+    seen : list of Tensor
+        Its first argument, of each call so far.
+
     Examples
     --------
     >>> import torch
