@@ -58,8 +58,8 @@ for seed in range(5):
         errors.setdefault(name, []).append(error)
 
 # %%
-# Every seed is a point, the bar is the mean. On a table this small the methods are within each
-# other's spread: compare on your own data with ``imbmargin benchmark --data``.
+# Every seed is a point, the bar is the mean. Plain training is behind; on a table this small the
+# others are within each other's spread. Compare on yours with ``imbmargin benchmark --data``.
 fig, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
 names = list(scores)[::-1]
 for i, name in enumerate(names):
