@@ -15,7 +15,7 @@ from tests.speed.images import Work
 from tests.speed.measure import Comparison, run_rounds
 
 NOTE = (
-    "Epochs after the first, bfloat16, crop and flip. strong: also AutoAugment in 16 groups a "
+    "Epochs after the first, float32, crop and flip. strong: also AutoAugment in 16 groups a "
     "batch, and Cutout. meta sampler: on the whole network; BALMS runs it on frozen features."
 )
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -38,7 +38,6 @@ def fit(X: np.ndarray, y: np.ndarray, work: Work, name: str) -> Stamps:
         **SETTINGS[name],
         "batch_size": work.batch,
         "max_epochs": work.epochs,
-        "precision": "bfloat16",
         "device": "cpu",
         "random_state": 0,
         "callbacks": [EpochStamps(stamps)],
