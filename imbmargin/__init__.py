@@ -16,6 +16,7 @@ from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.losses import LOSSES
 from imbmargin.methods import METHODS, make_classifier
 from imbmargin.metrics import balanced_accuracy, group_accuracy, per_class_error, sample_margins
+from imbmargin.persistence import load_model, save_model
 from imbmargin.search import BatchedGridSearchCV
 from imbmargin.weights import class_rates, class_weights, effective_number
 
@@ -33,6 +34,7 @@ __all__ = [
     "class_weights",
     "effective_number",
     "group_accuracy",
+    "load_model",
     "long_tailed_counts",
     "long_tailed_indices",
     "make_classifier",
@@ -40,6 +42,7 @@ __all__ = [
     "make_step",
     "per_class_error",
     "sample_margins",
+    "save_model",
     "step_counts",
     "step_indices",
 ]
