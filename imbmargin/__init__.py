@@ -13,6 +13,7 @@ from imbmargin.data.imbalance import (
     step_indices,
 )
 from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.export import export_model
 from imbmargin.losses import LOSSES
 from imbmargin.methods import METHODS, make_classifier
 from imbmargin.metrics import balanced_accuracy, group_accuracy, per_class_error, sample_margins
@@ -33,6 +34,7 @@ __all__ = [
     "class_rates",
     "class_weights",
     "effective_number",
+    "export_model",
     "group_accuracy",
     "load_model",
     "long_tailed_counts",
