@@ -31,7 +31,7 @@ class _Program(nn.Module):
     def __init__(self, network: nn.Module, layout: Layout, scale: float) -> None:
         super().__init__()
         self.network = network
-        self.kind, self.shape = layout.kind, layout.shape
+        self.kind, self.shape, self.sample_shape = layout.kind, layout.shape, layout.sample_shape
         self.scale = scale
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,8 +101,7 @@ def export_model(
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {list(_DTYPES)}, got {dtype!r}")
     program = _program_of(model)
-    assert model.layout_ is not None
-    example = torch.zeros(_EXAMPLE_ROWS, *model.layout_.sample_shape, dtype=_DTYPES[dtype])
+    example = torch.zeros(_EXAMPLE_ROWS, *program.sample_shape, dtype=_DTYPES[dtype])
     classes = json.dumps(model.classes_.tolist(), default=str)
     write = _torch_content if path.suffix == ".pt2" else _onnx_content
     write_file(path, write(program, example, classes))
@@ -120,13 +119,17 @@ def _program_of(model: Any) -> _Program:
         raise ValueError(
             f"predict_nonlinearity={model.predict_nonlinearity!r} is not exported; set it to 'auto'"
         )
-    if model.layout_ is None:
-        raise ValueError("the model was fitted on a Dataset of samples that are no arrays")
+    layout = getattr(model, "layout_", None)
+    if layout is None:
+        raise ValueError(
+            "the model was not fitted on arrays, so that the shape of its samples is not known; "
+            "export module_ with torch.export"
+        )
     network = model.module_ if model.average_ is None else model.average_.network
     network = copy.deepcopy(getattr(network, "_orig_mod", network))
     # The exporters do not know weights of other memory formats.
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return _Program(network, model.layout_, model.logit_scale_).requires_grad_(False).eval()
+    return _Program(network, layout, model.logit_scale_).requires_grad_(False).eval()
 
 
 def _rows() -> Any:

@@ -305,6 +305,9 @@ def _make_array(dtype: str, shape: list[int], content: Any) -> np.ndarray:
 
 
 def _make_random_state(state: Any) -> np.random.RandomState:
+    if not 0 <= state[2] <= len(state[1]):
+        # NumPy does not look.
+        raise ValueError(f"a random state at position {state[2]}")
     made = np.random.RandomState()
     made.set_state(state)
     return made
@@ -315,9 +318,8 @@ def _make_partial(function: Any, args: Any, keywords: Any) -> Any:
 
 
 def _make_dtype(name: str) -> torch.dtype:
-    return {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}[
-        name
-    ]
+    found = (value for value in vars(torch).values() if isinstance(value, torch.dtype))
+    return next(value for value in found if str(value) == name)
 
 
 _SMALL: dict[str, Callable[..., Any]] = {

@@ -179,9 +179,11 @@ class StoredClassifier(ContractClassifier):
         history = attributes.pop("history_")
         self.__dict__.update(attributes)
         self._make_parts()
-        if hasattr(self.criterion_, "set_class_counts"):
+        if hasattr(self.criterion_, "set_class_counts") and hasattr(self, "class_counts_"):
             self.criterion_.set_class_counts(torch.as_tensor(self.class_counts_))
         restore_parts(self, state["fitted"])
+        for name in self._optimizers:
+            _check_fused(getattr(self, f"{name}_"))
         self.history_ = history
         for name, value in attributes.items():
             if isinstance(value, torch.Tensor):
@@ -216,6 +218,16 @@ class StoredClassifier(ContractClassifier):
         super().__setstate__({**state, "device": resolve_device(requested)})
         if requested == "auto":
             self.device = requested
+
+
+def _check_fused(optimizer: Any) -> None:
+    """Raise an error for a state of another shape than the weights: torch does not look."""
+    if not any(group.get("fused") for group in optimizer.param_groups):
+        return
+    for weights, state in optimizer.state.items():
+        shapes = {tuple(part.shape) for part in state.values() if isinstance(part, torch.Tensor)}
+        if shapes - {(), tuple(weights.shape)}:
+            raise ValueError(f"the optimizer has {shapes} for weights of {tuple(weights.shape)}")
 
 
 def _for_this_machine(parameters: dict[str, Any]) -> dict[str, Any]:
