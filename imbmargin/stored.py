@@ -39,6 +39,8 @@ _NOT_STORED = {
     "prefixes_",
     "virtual_params_",
 }
+# They choose what torch runs on the machine that loads, or whether it reads pickles there.
+_UNSAFE = ("compile__options", "compile__backend", "torch_load_kwargs")
 
 
 def to_bytes(model: Any, describer: Describer) -> bytes:
@@ -152,6 +154,7 @@ class StoredClassifier(ContractClassifier):
     def _get_portable_state(self) -> dict[str, Any]:
         """Return parameters, attributes and the states of the parts."""
         state: dict[str, Any] = {"parameters": self.get_params(deep=False)}
+        _refuse_unsafe(state["parameters"])
         if "_metadata_request" in self.__dict__:
             state["requests"] = self._get_metadata_request()._serialize()
         if self.initialized_:
@@ -159,13 +162,14 @@ class StoredClassifier(ContractClassifier):
             state["attributes"] = {
                 name: value
                 for name, value in self.__dict__.items()
-                if name.endswith("_") and name not in _NOT_STORED | parts
+                if name.endswith("_") and "__" not in name and name not in _NOT_STORED | parts
             }
             state["fitted"] = collect_parts(self)
         return state
 
     def _set_portable_state(self, state: dict[str, Any]) -> None:
         """Make the parts from the parameters, and put them into their states."""
+        _refuse_unsafe(state["parameters"])
         constructor: Any = type(self).__init__
         constructor(self, **_for_this_machine(state["parameters"]))
         if "requests" in state:
@@ -177,6 +181,9 @@ class StoredClassifier(ContractClassifier):
             return
         attributes = dict(state["attributes"])
         history = attributes.pop("history_")
+        wrong = [name for name in attributes if not name.endswith("_") or "__" in name]
+        if wrong:
+            raise ValueError(f"{wrong} are no attributes of a fitted classifier")
         self.__dict__.update(attributes)
         self._make_parts()
         if hasattr(self.criterion_, "set_class_counts") and hasattr(self, "class_counts_"):
@@ -218,6 +225,15 @@ class StoredClassifier(ContractClassifier):
         super().__setstate__({**state, "device": resolve_device(requested)})
         if requested == "auto":
             self.device = requested
+
+
+def _refuse_unsafe(parameters: dict[str, Any]) -> None:
+    for name in _UNSAFE:
+        if parameters.get(name) is not None:
+            raise TypeError(
+                f"{name}={parameters[name]!r} is for the machine that it was set on, and is not "
+                "kept in files; set it to None, and again after loading"
+            )
 
 
 def _check_fused(optimizer: Any) -> None:

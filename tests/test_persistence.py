@@ -250,6 +250,9 @@ def test_what_cannot_be_saved(table, path):
     clf = MaxMarginClassifier(class_weight=lambda counts: 1 / counts, **SHORT).fit(X, y)
     with pytest.raises(TypeError, match=r"cannot be saved: .* lambda.*set_params"):
         save_model(clf, path)
+    clf = MaxMarginClassifier(torch_load_kwargs={"weights_only": False}, **SHORT).fit(X, y)
+    with pytest.raises(TypeError, match=r"torch_load_kwargs=.* set it to None"):
+        save_model(clf, path)
     net = Net(8, 3)
     net.register_forward_hook(print)
     with pytest.raises(TypeError, match="forward_hooks of a Net"):
@@ -423,6 +426,29 @@ def deep(text):
 def test_a_description_that_makes_no_sense_is_an_error(saved, path, change):
     rewritten(path, change)
     with pytest.raises(ValueError, match=r"does not describe a model|not a classifier"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('["compile", false]', '["compile__options", {"dict": [["cpp.cxx", "/bin/sh"]]}]'),
+        ('["compile", false]', '["compile__backend", "inductor"]'),
+        ('["torch_load_kwargs", null]', '["torch_load_kwargs", {"dict": []}]'),
+    ],
+)
+def test_a_file_does_not_choose_what_torch_runs(saved, path, old, new):
+    rewritten(path, lambda text: text.replace(old, new))
+    with pytest.raises(ValueError, match=r"(compile__|torch_load_kwargs).*not kept in files"):
+        load_model(path)
+
+
+def test_attributes_cannot_stand_for_parameters(saved, path):
+    def change(text):
+        return text.replace('["seed_", 0]', '["seed_", 0], ["compile__options", 1]')
+
+    rewritten(path, change)
+    with pytest.raises(ValueError, match="are no attributes"):
         load_model(path)
 
 
