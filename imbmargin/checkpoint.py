@@ -179,11 +179,6 @@ def unseal(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     )
     if f"{actual:08x}".encode() != found[1]:
         raise ValueError("its checksum differs")
-    return _parse(content)
-
-
-def _parse(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    size = int.from_bytes(content[:8], "little")
     try:
         metadata = json.loads(content[8 : 8 + size])["__metadata__"]
         tensors = load(content)
@@ -300,10 +295,7 @@ class CheckpointFolder:
 
 
 def _read(path: Path) -> Any:
-    content = path.read_bytes()
-    # Files of runs that began before there was a field for it have the checksum in their name.
-    named = path.stem.endswith(f"-{zlib.crc32(content):08x}")
-    tensors, metadata = _parse(content) if named else unseal(content)
+    tensors, metadata = unseal(path.read_bytes())
     if metadata.get("format") != str(_FORMAT):
         raise ValueError(f"its format is {metadata.get('format')}, not {_FORMAT}")
     return unpack(json.loads(metadata["state"]), tensors)
