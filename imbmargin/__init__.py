@@ -13,9 +13,11 @@ from imbmargin.data.imbalance import (
     step_indices,
 )
 from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.export import export_model
 from imbmargin.losses import LOSSES
 from imbmargin.methods import METHODS, make_classifier
 from imbmargin.metrics import balanced_accuracy, group_accuracy, per_class_error, sample_margins
+from imbmargin.persistence import load_model, save_model
 from imbmargin.search import BatchedGridSearchCV
 from imbmargin.weights import class_rates, class_weights, effective_number
 
@@ -32,7 +34,9 @@ __all__ = [
     "class_rates",
     "class_weights",
     "effective_number",
+    "export_model",
     "group_accuracy",
+    "load_model",
     "long_tailed_counts",
     "long_tailed_indices",
     "make_classifier",
@@ -40,6 +44,7 @@ __all__ = [
     "make_step",
     "per_class_error",
     "sample_margins",
+    "save_model",
     "step_counts",
     "step_indices",
 ]

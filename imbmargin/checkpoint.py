@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
-__all__ = ["CheckpointFolder", "is_plain", "pack", "unpack"]
+__all__ = ["CheckpointFolder", "is_plain", "pack", "seal", "unpack", "unseal", "write_file"]
 
 _FORMAT = 1
 _KEPT = 2
+_CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{8})"')
+
+Describe = Callable[[Any, Callable[[Any], Any]], Any]
 
 
-def pack(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+def pack(state: Any, describe: Describe | None = None) -> tuple[Any, dict[str, torch.Tensor]]:
     """Split a state into what JSON can hold and tensors.
 
     Parameters
     ----------
     state : dict, list, tuple, tensor, ndarray, number, str, bool or None
         Nested as deep as you like. Keys of dicts may be ints.
+    describe : callable, default=None
+        For further types: ``describe(value, walk)`` returns what `unpack` hands to its ``restore``,
+        made for JSON with ``walk(part)``, or None for values that it leaves to this function.
 
     Returns
     -------
@@ -52,6 +59,9 @@ def pack(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     tensors: dict[str, torch.Tensor] = {}
 
     def walk(value: Any) -> Any:
+        described = None if describe is None else describe(value, walk)
+        if described is not None:
+            return {"other": described}
         if isinstance(value, (torch.Tensor, np.ndarray)):
             return _pack_tensor(value, tensors)
         if isinstance(value, Mapping):
@@ -84,12 +94,25 @@ def _pack_tensor(value: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]
     return {"tensor": name, "channels_last": last}
 
 
-def unpack(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """Put a state together again that `pack` has split."""
+def unpack(
+    skeleton: Any,
+    tensors: Mapping[str, torch.Tensor],
+    restore: Callable[[Any, Callable[[Any], Any]], Any] | None = None,
+) -> Any:
+    """Put a state together again that `pack` has split.
+
+    ``restore(described, walk)`` makes the further types.
+    """
+
+    def walk(part: Any) -> Any:
+        return unpack(part, tensors, restore)
+
     if isinstance(skeleton, list):
-        return [unpack(part, tensors) for part in skeleton]
+        return [walk(part) for part in skeleton]
     if not isinstance(skeleton, dict):
         return skeleton
+    if "other" in skeleton and restore is not None:
+        return restore(skeleton["other"], walk)
     if "tensor" in skeleton:
         tensor = tensors[skeleton["tensor"]]
         last = skeleton["channels_last"]
@@ -97,8 +120,8 @@ def unpack(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if "array" in skeleton:
         return tensors[skeleton["array"]].numpy()
     if "tuple" in skeleton:
-        return tuple(unpack(part, tensors) for part in skeleton["tuple"])
-    return {unpack(key, tensors): unpack(part, tensors) for key, part in skeleton["dict"]}
+        return tuple(walk(part) for part in skeleton["tuple"])
+    return {walk(key): walk(part) for key, part in skeleton["dict"]}
 
 
 def is_plain(value: Any) -> bool:
@@ -110,11 +133,85 @@ def is_plain(value: Any) -> bool:
     return True
 
 
+def seal(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """Return a safetensors file, with a checksum of all its bytes in its metadata.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        Contiguous, on the CPU.
+    metadata : dict of str to str
+        What else the file says.
+
+    Returns
+    -------
+    content : bytes
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.checkpoint import seal, unseal
+    >>> content = seal({"a": torch.ones(2)}, {"format": "1"})
+    >>> unseal(content)
+    ({'a': tensor([1., 1.])}, {'format': '1'})
+    """
+    content = save(tensors, {**metadata, "checksum": "0" * 8})
+    # Quotes within other metadata are escaped, so the first match is the field.
+    written = f'"checksum":"{zlib.crc32(content):08x}"'.encode()
+    return _CHECKSUM.sub(written, content, count=1)
+
+
+def unseal(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a file that `seal` made.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file, or not as it was written.
+    """
+    size = int.from_bytes(content[:8], "little")
+    found = _CHECKSUM.search(content, 8, min(8 + size, len(content)))
+    if found is None:
+        raise ValueError("it has no checksum")
+    view = memoryview(content)
+    actual = zlib.crc32(
+        view[found.end(1) :], zlib.crc32(b"0" * 8, zlib.crc32(view[: found.start(1)]))
+    )
+    if f"{actual:08x}".encode() != found[1]:
+        raise ValueError("its checksum differs")
+    try:
+        metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+        tensors = load(content)
+    except (SafetensorError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    metadata.pop("checksum", None)
+    return tensors, metadata
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it: what was there stays whole until it is done.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; nothing of it is left.
+    """
+    beside = path.with_name(f"{path.name}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 class CheckpointFolder:
     """The checkpoints of one run: the two newest are kept.
 
-    A file is written beside its place and renamed, so a run that is killed leaves no half of one;
-    its name holds a checksum, so damage is seen.
+    A run that is killed leaves no half of a file, and damage is seen by a checksum.
 
     Parameters
     ----------
@@ -146,19 +243,12 @@ class CheckpointFolder:
             See `pack`.
         """
         skeleton, tensors = pack(state)
-        metadata = {"format": str(_FORMAT), "state": json.dumps(skeleton)}
-        content = save(tensors, metadata)
-        name = f"epoch-{epoch:06d}-{zlib.crc32(content):08x}.safetensors"
-        beside = self.folder / f"{name}.part"
+        content = seal(tensors, {"format": str(_FORMAT), "state": json.dumps(skeleton)})
+        path = self.folder / f"epoch-{epoch:06d}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(beside, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.folder / name)
+            write_file(path, content)
         except OSError as error:
-            beside.unlink(missing_ok=True)
             warnings.warn(
                 f"the checkpoint of epoch {epoch} could not be written into {self.folder}: "
                 f"{error}; training goes on, and the last good checkpoint is kept. Free some "
@@ -167,7 +257,7 @@ class CheckpointFolder:
                 stacklevel=2,
             )
             return
-        self._remove_old(self.folder / name)
+        self._remove_old(path)
 
     def _remove_old(self, newest: Path) -> None:
         others = [path for path in self._files() if path != newest]
@@ -183,7 +273,7 @@ class CheckpointFolder:
 
     def epochs(self) -> int:
         """Return the completed epochs of the newest checkpoint, by its name, or 0."""
-        names = [path.name for path in self.folder.glob("epoch-*.safetensors")]
+        names = [path.stem for path in self.folder.glob("epoch-*.safetensors")]
         return max((int(name.split("-")[1]) for name in names), default=0)
 
     def read(self) -> Any:
@@ -194,7 +284,7 @@ class CheckpointFolder:
         for path in self._files():
             try:
                 return _read(path)
-            except (OSError, ValueError, SafetensorError) as error:
+            except (OSError, ValueError) as error:
                 warnings.warn(
                     f"checkpoint {path} is damaged ({error}); going on from the one before it, or "
                     "from the start if there is none",
@@ -205,12 +295,7 @@ class CheckpointFolder:
 
 
 def _read(path: Path) -> Any:
-    written = path.stem.rpartition("-")[2]
-    if f"{zlib.crc32(path.read_bytes()):08x}" != written:
-        raise ValueError("its checksum differs")
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != str(_FORMAT):
-            raise ValueError(f"its format is {metadata.get('format')}, not {_FORMAT}")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, metadata = unseal(path.read_bytes())
+    if metadata.get("format") != str(_FORMAT):
+        raise ValueError(f"its format is {metadata.get('format')}, not {_FORMAT}")
     return unpack(json.loads(metadata["state"]), tensors)

@@ -216,7 +216,11 @@ class ContractClassifier(NeuralNetClassifier):
     def initialize(self) -> ContractClassifier:
         """Make all parts anew, as skorch does, from the seed of ``random_state``."""
         self.seed_ = self._draw_seed()
-        return super().initialize()
+        return self._make_parts()
+
+    def _make_parts(self) -> ContractClassifier:
+        super().initialize()
+        return self
 
     def _draw_seed(self) -> int:
         return draw_seed(self.random_state)
@@ -462,10 +466,3 @@ class ContractClassifier(NeuralNetClassifier):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # "auto" means the device of the machine that loads, not of the one that saved.
-        requested = state["device"]
-        super().__setstate__({**state, "device": resolve_device(requested)})
-        if requested == "auto":
-            self.device = requested

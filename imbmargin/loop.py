@@ -14,7 +14,6 @@ from skorch.dataset import get_len
 from skorch.utils import TeeGenerator, to_device
 
 from imbmargin.checkpoint import CheckpointFolder
-from imbmargin.contract import ContractClassifier
 from imbmargin.resume import (
     StopRequest,
     collect_state,
@@ -22,6 +21,7 @@ from imbmargin.resume import (
     differences,
     restore_state,
 )
+from imbmargin.stored import StoredClassifier
 
 __all__ = ["CheckpointedLoop", "DivergenceError"]
 
@@ -42,7 +42,7 @@ class _Stopped(BaseException):
     """A signal asked training to stop; skorch would take a KeyboardInterrupt for its end."""
 
 
-class CheckpointedLoop(ContractClassifier):
+class CheckpointedLoop(StoredClassifier):
     """skorch's training loop, made fast, safe from interruptions, and stopped by divergence.
 
     skorch calls every callback and writes its history for every batch, and waits for the device to

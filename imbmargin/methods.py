@@ -76,6 +76,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "cRT": {"loss": "cross_entropy"},
     "LWS": {"loss": "cross_entropy"},
     "MM-cRT": {"loss": "mm"},
+    "MM-LA": {"loss": "mm"},
     "BALMS": {"loss": "balanced_softmax"},
 }
 """Name in the papers -> arguments of `MaxMarginClassifier`.
@@ -119,6 +120,7 @@ AFTER: dict[str, Callable[[MaxMarginClassifier], Any]] = {
     "cRT": _retrained,
     "LWS": _rescaled,
     "MM-cRT": _retrained,
+    "MM-LA": LogitAdjustment,
     "BALMS": _meta_sampled,
 }
 """Name -> what is put around the classifier, of methods that do something after training."""
@@ -160,6 +162,7 @@ SOURCES: dict[str, str] = {
     "cRT": "Kang B. et al., ICLR 2020; 30 of 200 epochs more",
     "LWS": "Kang B. et al., ICLR 2020; 30 of 200 epochs more",
     "MM-cRT": "MM and cRT together",
+    "MM-LA": "MM and post-hoc logit adjustment together",
     "BALMS": "Ren et al., NeurIPS 2020; 30 of 200 epochs more",
 }
 """Name -> paper, and what of the method is a choice of ours or the value of a parameter."""

@@ -21,7 +21,15 @@ from imbmargin.checkpoint import is_plain
 from imbmargin.data.batches import ArrayDataset, targets_of
 from imbmargin.randomness import get_random_states, set_random_states
 
-__all__ = ["StopRequest", "collect_state", "describe_run", "differences", "restore_state"]
+__all__ = [
+    "StopRequest",
+    "collect_parts",
+    "collect_state",
+    "describe_run",
+    "differences",
+    "restore_parts",
+    "restore_state",
+]
 
 # They may change between the two halves of a run without changing its result.
 _FREE = {"checkpoint_dir", "device", "verbose", "random_state", "callbacks", "torch_load_kwargs"}
@@ -135,11 +143,18 @@ def collect_state(net: Any, texts: list[str]) -> dict[str, Any]:
         Plain values and tensors.
     """
     texts += [json.dumps(row, default=_plain) for row in list(net.history)[len(texts) :]]
+    return {
+        **collect_parts(net),
+        "history": texts,
+        "random": get_random_states(net.device),
+    }
+
+
+def collect_parts(net: Any) -> dict[str, Any]:
+    """Collect the states of an estimator's parts and callbacks, without history."""
     state = {
         "parts": {name: getattr(net, f"{name}_").state_dict() for name in _part_names(net)},
-        "history": texts,
         "callbacks": {name: _callback_state(callback) for name, callback in net.callbacks_},
-        "random": get_random_states(net.device),
     }
     if net.grad_scaler_ is not None:
         state["grad_scaler"] = net.grad_scaler_.state_dict()
@@ -156,18 +171,24 @@ def restore_state(net: Any, state: dict[str, Any]) -> None:
     state : dict
         From `collect_state`.
     """
+    restore_parts(net, state)
+    net.history_ = History(json.loads(text) for text in state["history"])
+    set_random_states(state["random"], net.device)
+
+
+def restore_parts(net: Any, state: dict[str, Any]) -> None:
+    """Put an estimator's parts and callbacks into the states from `collect_parts`."""
     for name in _part_names(net):
         getattr(net, f"{name}_").load_state_dict(state["parts"][name])
-    net.history_ = History(json.loads(text) for text in state["history"])
     for name, callback in net.callbacks_:
         for key, value in state["callbacks"].get(name, {}).items():
-            if isinstance(value, dict) and value.keys() == {"state_dict"}:
-                getattr(callback, key).load_state_dict(value["state_dict"])
-            else:
+            if not (isinstance(value, dict) and value.keys() == {"state_dict"}):
                 setattr(callback, key, value)
-    if net.grad_scaler_ is not None:
+            elif hasattr(callback, key):
+                # Else it is made when training begins.
+                getattr(callback, key).load_state_dict(value["state_dict"])
+    if net.grad_scaler_ is not None and "grad_scaler" in state:
         net.grad_scaler_.load_state_dict(state["grad_scaler"])
-    set_random_states(state["random"], net.device)
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,6 @@
 import errno
 import os
 import pickle
-import zlib
 
 import numpy as np
 import pytest
@@ -94,7 +93,7 @@ def test_a_damaged_file_falls_back_to_the_one_before(tmp_path, damage):
     for epoch in (1, 2):
         folder.write(epoch, {"epoch": epoch, "weights": torch.ones(8)})
     damage(newest(tmp_path))
-    with pytest.warns(RuntimeWarning, match=r"epoch-000002-.* is damaged .*the one before it"):
+    with pytest.warns(RuntimeWarning, match=r"epoch-000002.* is damaged .*the one before it"):
         assert folder.read()["epoch"] == 1
     damage(min(tmp_path.iterdir()))
     with pytest.warns(RuntimeWarning, match="or from the start"):
@@ -123,7 +122,7 @@ def test_a_hostile_file_runs_nothing(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     content = pickle.dumps(Hostile())
-    (tmp_path / f"epoch-000001-{zlib.crc32(content):08x}.safetensors").write_bytes(content)
+    (tmp_path / "epoch-000001.safetensors").write_bytes(content)
     with pytest.warns(RuntimeWarning, match="is damaged"):
         assert CheckpointFolder(tmp_path).read() is None
     assert not (tmp_path / "ran").exists()

@@ -1,23 +1,29 @@
 """The estimator inside scikit-learn's and imbalanced-learn's tools."""
 
 import numpy as np
+import pandas as pd
+import polars
 import pytest
 import sklearn
 from imblearn.over_sampling import SMOTE, RandomOverSampler
 from imblearn.pipeline import make_pipeline as make_imblearn_pipeline
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.ensemble import AdaBoostClassifier, BaggingClassifier
+from sklearn.impute import SimpleImputer
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import (
+    FixedThresholdClassifier,
     GridSearchCV,
     TunedThresholdClassifierCV,
     cross_val_predict,
     cross_val_score,
 )
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from imbmargin import LongTailedSampler, MaxMarginClassifier
+from imbmargin.prior import PriorCorrection
 
 GRID = {
     "maxmarginclassifier__delta_neg": [0.4, 0.8],
@@ -125,3 +131,78 @@ def test_bagging_on_features(table):
     X, y = table
     model = BaggingClassifier(classifier(), n_estimators=2, max_features=0.5, random_state=0)
     assert model.fit(X, y).score(X, y) > 0.6
+
+
+MIXED = {
+    "age": [20.0, np.nan, 40.0, 50.0, 60.0] * 12,
+    "city": ["a", "b", None, "c", "a"] * 12,
+    "visits": [0, 3, 1, 7, 2] * 12,
+}
+
+
+def mixed_frame(**columns):
+    return pd.DataFrame({**MIXED, **columns})
+
+
+@pytest.fixture
+def mixed_labels():
+    return np.array(["yes", "no", "no", "no", "no"] * 12)
+
+
+def test_a_frame_with_categories_missing_values_and_an_unseen_category(mixed_labels):
+    numbers = make_pipeline(SimpleImputer(add_indicator=True), StandardScaler())
+    categories = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    columns = make_column_transformer(
+        (numbers, make_column_selector(dtype_include="number")),
+        (categories, make_column_selector(dtype_exclude="number")),
+        verbose_feature_names_out=False,
+    ).set_output(transform="pandas")
+    clf = make_pipeline(columns, classifier(max_epochs=40)).fit(mixed_frame(), mixed_labels)
+    assert clf.score(mixed_frame(), mixed_labels) > 0.9
+    names = ["age", "visits", "missingindicator_age", "city_a", "city_b", "city_c"]
+    # A missing category is one of its own; its name depends on the version of pandas.
+    assert clf[-1].feature_names_in_[:-1].tolist() == names
+    assert clf[-1].feature_names_in_[-1] in ("city_None", "city_nan")
+    assert clf[:-1].get_feature_names_out().tolist() == clf[-1].feature_names_in_.tolist()
+    unseen = mixed_frame(city=["z"] * 60)
+    assert set(clf.predict(unseen)) <= {"yes", "no"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({}, r"columns that are not numbers, \['city'\] and columns with missing .*\['age'\]\. A"),
+        ({"city": 1}, r"X has columns with missing or infinite values, \['age'\]\. A network nee"),
+        ({"age": 1}, r"X has columns that are not numbers, \['city'\]\. A network needs numbers"),
+    ],
+)
+@pytest.mark.parametrize("make", ["pandas", "polars"])
+def test_the_error_for_a_mixed_frame_names_the_columns_and_the_cure(
+    columns, message, make, mixed_labels
+):
+    frame = mixed_frame(**columns)
+    if make == "polars":
+        frame = polars.from_pandas(frame)
+    with pytest.raises(ValueError, match=message) as raised:
+        classifier().fit(frame, mixed_labels)
+    assert "OneHotEncoder(handle_unknown='ignore')" in str(raised.value)
+    fitted = classifier().fit(mixed_frame(age=1, city=1), mixed_labels)
+    if columns:
+        with pytest.raises(ValueError, match=message):
+            fitted.predict(frame)
+
+
+def test_errors_about_names_and_labels_are_left_as_they_are(mixed_labels):
+    fitted = classifier().fit(mixed_frame(age=1, city=1), mixed_labels)
+    with pytest.raises(ValueError, match="The feature names should match"):
+        fitted.predict(pd.DataFrame({"other": [1.0]}))
+
+
+def test_costs_decide_by_a_threshold_on_corrected_probabilities(binary_table):
+    """A missed positive costs 9, a false alarm 1: the threshold is 1 / 10."""
+    X, y = binary_table
+    corrected = PriorCorrection(classifier(loss="cross_entropy", class_weight="balanced"))
+    clf = FixedThresholdClassifier(corrected, threshold=0.1).fit(X, y)
+    expected = corrected.fit(X, y).predict_proba(X)[:, 1] >= 0.1
+    np.testing.assert_array_equal(clf.predict(X), expected.astype(int))
+    assert expected.sum() > (corrected.predict(X) == 1).sum()

@@ -15,8 +15,9 @@ ROOT = Path(imbmargin.__file__).parent
 LAYERS = [
     {"_version", "_figure", "weights", "metrics", "data.imbalance", "data.selection", "randomness"},
     {"losses", "modules", "data", "samplers", "datasets"},
-    {"parts", "callbacks", "checkpoint"},
+    {"parts", "callbacks", "checkpoint", "portable"},
     {"contract", "resume"},
+    {"stored"},
     {"loop"},
     {"steps"},
     {"estimator"},
@@ -31,7 +32,7 @@ LAYERS = [
         "prior",
         "two_stage",
     },
-    {"methods", "_batched", "search"},
+    {"methods", "_batched", "search", "persistence", "export"},
     {"benchmark"},
 ]
 ANYWHERE = {"plotting": {"metrics", "_figure"}}
@@ -82,7 +83,7 @@ def test_losses_never_import_skorch_or_scikit_learn():
             assert not any(name.startswith(("skorch", "sklearn")) for name in names), path
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "polars", "torchvision"])
+@pytest.mark.parametrize("package", ["matplotlib", "onnx", "polars", "skops", "torchvision"])
 def test_importing_the_package_leaves_out(package):
     code = f"import imbmargin, sys; sys.exit({package!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from imbmargin.benchmark.cli import _parser
+from imbmargin.methods import METHODS, TABLE1
 from tests.speed.__main__ import CASES
 from tests.speed.measure import MARK, as_page
 
@@ -32,6 +33,10 @@ def test_the_code_runs_in_the_order_of_the_page(tmp_path, monkeypatch, capsys):
         exec(code.replace("max_epochs=200", "max_epochs=3"), names)
     assert names["search"].best_score_ > 0.8
     assert capsys.readouterr().out.count("0.") == 2
+
+
+def test_the_number_of_methods():
+    assert f"and for {len(METHODS) - len(TABLE1)} methods" in README.replace("\n", " ")
 
 
 def test_the_commands_are_understood():

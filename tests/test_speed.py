@@ -25,6 +25,9 @@ CONTENDERS = {
         *("forward", "skorch predict_proba"),
         *("imbmargin predict_proba", "imbmargin predict"),
     },
+    "methods": {
+        *("ERM", "MM", "mixup", "ERM, strong", "ERM, averaged", "BBN", "MW-Net", "meta sampler"),
+    },
     "search": {
         *("GridSearchCV, skorch", "GridSearchCV, skorch, n_jobs=2"),
         *("GridSearchCV, imbmargin", "BatchedGridSearchCV, imbmargin"),

@@ -151,12 +151,12 @@ def make_contender(
     if name not in METHODS:
         raise ValueError(f"methods must be among {list(CONTENDERS)}, got {name!r}")
     settings = training_settings(class_counts.sum(), image_shape)
+    # Where a method has a setting of its own, that holds; and before all, what is given.
+    settings = {key: value for key, value in settings.items() if key not in METHODS[name]}
     return make_classifier(
         name,
         image_shape=image_shape,
         max_epochs=max_epochs,
         random_state=random_state,
-        # Where a method has a setting of its own, that holds.
-        **{key: value for key, value in settings.items() if key not in METHODS[name]},
-        **training,
+        **{**settings, **training},
     )

@@ -122,15 +122,18 @@ def test_contenders_have_names_that_are_files_names():
         )
 
 
-def test_small_data_have_settings_of_their_own():
-    model = make_contender(
-        "MM-DRW",
-        image_shape=(1, 8, 8),
-        class_counts=np.array([300, 30]),
-        max_epochs=1,
-        random_state=0,
-    )
+def test_small_data_have_settings_of_their_own_unless_others_are_given():
+    small = {
+        "image_shape": (1, 8, 8),
+        "class_counts": np.array([300, 30]),
+        "max_epochs": 1,
+        "random_state": 0,
+    }
+    model = make_contender("MM-DRW", **small)
     assert (model.module, model.batch_size, model.lr_schedule) == ("resnet20", 32, "cosine")
+    assert make_contender("BBN", **small).lr_schedule == "early_step"
+    given = make_contender("BBN", **small, lr_schedule="step", batch_size=8)
+    assert (given.lr_schedule, given.batch_size) == ("step", 8)
     assert training_settings(400, (3, 32, 32)) == {"batch_size": 32, "lr_schedule": "cosine"}
     assert training_settings(400, None) == {"batch_size": 32}
     assert training_settings(5000, (1, 8, 8)) == {}

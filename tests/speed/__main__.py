@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-from tests.speed import images, losses, prediction, search, tables
+from tests.speed import images, losses, methods, prediction, search, tables
 from tests.speed.measure import as_table, write_json, write_page
 
 CASES = {
@@ -17,6 +17,7 @@ CASES = {
     "losses": losses.run,
     "prediction": prediction.run,
     "search": search.run,
+    "methods": methods.run,
 }
 
 
