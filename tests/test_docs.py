@@ -25,7 +25,16 @@ NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 # What stands behind the arguments of the estimators and of the command line; no user imports it.
 INTERNAL = {
     *("benchmark", "checkpoint", "contract", "estimator", "parts", "randomness", "resume"),
-    *("steps", "data.cifar", "data.images", "data.imbalance", "data.inputs", "data.selection"),
+    *(
+        "portable",
+        "stored",
+        "steps",
+        "data.cifar",
+        "data.images",
+        "data.imbalance",
+        "data.inputs",
+        "data.selection",
+    ),
 }
 ERRORS_ONLY = {"loop"}
 
