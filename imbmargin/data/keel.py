@@ -59,7 +59,7 @@ def read_keel(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[Any]
     words : ndarray of bool, shape (features,)
         Columns with a value that is no number. Categories coded as integers (the suits of poker)
         are numbers, as the repository declares them.
-    y : ndarray of str, shape (n,)
+    y : ndarray of str or int, shape (n,)
         Labels.
 
     Examples
@@ -80,7 +80,10 @@ def read_keel(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[Any]
     X = np.empty((len(rows), len(columns)), dtype=object)
     for i, column in enumerate(columns):
         X[:, i] = column if numbers[i] is None else numbers[i]
-    return X, np.array([column is None for column in numbers]), np.array(y)
+    labels = np.array(y)
+    if all(label.isdecimal() for label in set(y)):
+        labels = labels.astype(np.int64)
+    return X, np.array([column is None for column in numbers]), labels
 
 
 def _numbers(column: tuple[str, ...]) -> list[float] | None:
