@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from imblearn.ensemble import (
     BalancedBaggingClassifier,
     BalancedRandomForestClassifier,
@@ -27,6 +28,7 @@ __all__ = [
     "CONTENDERS",
     "DEFAULT_METHODS",
     "NETWORKS",
+    "check_baselines",
     "make_contender",
     "training_settings",
 ]
@@ -173,6 +175,19 @@ DEFAULT_METHODS = (
     "BalancedRandomForest",
     "EasyEnsemble",
 )
+
+
+def check_baselines(methods: Iterable[str]) -> None:
+    """Raise ImportError if one of the methods needs a package that is not installed.
+
+    Examples
+    --------
+    >>> from imbmargin.benchmark.contenders import check_baselines
+    >>> check_baselines(["ERM", "EasyEnsemble"])
+    """
+    for name in methods:
+        if name in BASELINES:
+            BASELINES[name](np.array([2, 2]), 1, 0)
 
 
 def make_contender(
