@@ -242,7 +242,7 @@ def test_what_a_keel_table_lacks_is_learned_from_the_rows_that_are_kept(keel):
     assert set(data.y_train) == {0}
     rare = np.r_[data.X_train[:, 0], data.X_test[data.y_test == 0, 0]]
     filled = rare.sum() - (sum(range(20)) - 7)
-    assert 0 < filled < 20  # with the other class, whose numbers are above 1000, it were larger
+    assert 0 < filled < 20  # with the other class, whose numbers are above 1000, it would be larger
 
 
 def test_a_keel_table_or_fold_that_is_not_there(keel):

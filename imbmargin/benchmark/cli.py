@@ -28,7 +28,12 @@ from imbmargin.benchmark.published import paper_tables, schedule_note
 from imbmargin.benchmark.report import write_report
 from imbmargin.benchmark.runner import read_records, run_jobs
 from imbmargin.benchmark.table import Group, as_text
-from imbmargin.benchmark.tabular import TABULAR_EPOCHS, TABULAR_METHODS, tabular_jobs
+from imbmargin.benchmark.tabular import (
+    TABULAR_EPOCHS,
+    TABULAR_METHODS,
+    TABULAR_REPEATS,
+    tabular_jobs,
+)
 from imbmargin.data.cifar import CIFAR_CLASSES, guess_cifar, read_batches
 from imbmargin.datasets import EMBEDDED
 from imbmargin.losses import LOSSES
@@ -175,7 +180,8 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
         "--seeds",
         type=_positive,
         metavar="N",
-        help="number of seeds (default: 3), for tabular of splits into five folds (default: 1)",
+        help="number of seeds (default: 3); for tabular, of splits into five folds (default: 2, "
+        "or 1 with --quick)",
     )
     add(
         "--epochs",
@@ -306,7 +312,7 @@ def _tabular_jobs(options: argparse.Namespace) -> list[Job]:
     return tabular_jobs(
         options.part,
         methods,
-        options.seeds or 1,
+        options.seeds or (1 if options.quick else TABULAR_REPEATS),
         options.epochs or TABULAR_EPOCHS,
         options.precision,
         dict(options.set),
