@@ -83,7 +83,8 @@ class Comparison:
     @property
     def title(self) -> str:
         """What is compared, in words."""
-        text = f"{len(self.names)} KEEL tables, {self.job['epochs']} epochs"
+        n = len(self.names)
+        text = f"{n} KEEL {'table' if n == 1 else 'tables'}, {self.job['epochs']} epochs"
         return text if self.job["precision"] == "float32" else f"{text}, {self.job['precision']}"
 
     @property
@@ -106,7 +107,7 @@ class Comparison:
 
     def describe(self) -> str:
         """Say what was compared, and what Friedman's test finds."""
-        text = f"{self.folds} folds of each table."
+        text = f"{self.folds} {'fold' if self.folds == 1 else 'folds'} of each table."
         if self.left_out:
             text += f" Left out, because a method lacks a fold: {', '.join(self.left_out)}."
         if not self.has_tests:

@@ -72,8 +72,8 @@ def write_report(records: list[dict[str, Any]], out: Path) -> list[Group]:
     own = [group for group in groups if not group.is_keel]
     sections = [_of_group(group, folder, i) for i, group in enumerate(own, 1)]
     sections += [_of_tables(found, folder, i) for i, found in enumerate(compare_tables(groups), 1)]
-    notes = _NOTES if own else ""
-    markdown = ["# Benchmark", "", *([notes, ""] if notes else [])]
+    notes = " ".join([_NOTES] * bool(own) + [NOTES] * (len(own) < len(groups)))
+    markdown = ["# Benchmark", "", notes, ""]
     markdown += [*(f"    {command}" for command in _commands(records)), ""]
     markdown += [line for section in sections for line in _markdown(section)]
     markdown += ["", _environment(records), ""]
@@ -123,9 +123,8 @@ def _of_tables(found: Comparison, folder: Path, number: int) -> _Section:
     failures = [
         f"{Group([], [r]).short_title}, {r['job']['method']}, {_failure(r)}" for r in found.failed
     ]
-    text = f"{NOTES} {found.describe()}"
     if not found.names:
-        return _Section(found.title, text, [], failures, [])
+        return _Section(found.title, found.describe(), [], failures, [])
     tables = [
         ("Mean ranks (1 is the best)", found.rank_rows()),
         ("Mean scores (%; log-loss in nats)", found.score_rows()),
@@ -143,7 +142,7 @@ def _of_tables(found: Comparison, folder: Path, number: int) -> _Section:
             for metric, heading in METRICS.items()
         ]
     best = [found.best(of_ranks=True), found.best(of_ranks=False), {}]
-    return _Section(found.title, text, figures, failures, tables, best)
+    return _Section(found.title, found.describe(), figures, failures, tables, best)
 
 
 def _describe(group: Group) -> str:
