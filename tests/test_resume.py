@@ -295,11 +295,14 @@ for _ in range(kills):
         run(folder, writer)
         os._exit(0)
     os.close(writer)
-    began.append(int(os.read(reader, 64).split(b"\\n")[0]))
-    time.sleep(random.uniform(0, 0.1))
-    os.kill(child, signal.SIGKILL)
+    with os.fdopen(reader) as epochs:
+        began.append(int(epochs.readline()))
+        # Moments are counted in epochs, which take longer where other work runs.
+        for _ in range(random.randint(2, 6)):
+            epochs.readline()
+        time.sleep(random.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
     killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    os.close(reader)
     assert killed, "the run was over before it was killed"
 print(json.dumps({"began": began, "resumed": digest(run(folder)), "straight": straight}))
 """

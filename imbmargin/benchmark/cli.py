@@ -14,13 +14,26 @@ from joblib import cpu_count
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from imbmargin._version import __version__
-from imbmargin.benchmark.contenders import BASELINES, CONTENDERS, DEFAULT_METHODS
+from imbmargin.benchmark.across import compare_tables
+from imbmargin.benchmark.collection import PARTS
+from imbmargin.benchmark.contenders import (
+    BASELINES,
+    CONTENDERS,
+    DEFAULT_METHODS,
+    check_baselines,
+)
 from imbmargin.benchmark.jobs import IMBALANCES, DataSpec, Job, load_data
 from imbmargin.benchmark.paper import PAPER_EPOCHS, TABLES, table_jobs
 from imbmargin.benchmark.published import paper_tables, schedule_note
 from imbmargin.benchmark.report import write_report
 from imbmargin.benchmark.runner import read_records, run_jobs
-from imbmargin.benchmark.table import as_text
+from imbmargin.benchmark.table import Group, as_text
+from imbmargin.benchmark.tabular import (
+    TABULAR_EPOCHS,
+    TABULAR_METHODS,
+    TABULAR_REPEATS,
+    tabular_jobs,
+)
 from imbmargin.data.cifar import CIFAR_CLASSES, guess_cifar, read_batches
 from imbmargin.datasets import EMBEDDED
 from imbmargin.losses import LOSSES
@@ -34,7 +47,10 @@ _EXAMPLES = """examples:
   imbmargin benchmark --data photos/ --image-size 32 --methods ERM MM-LDAM-DRW --epochs 200
   imbmargin benchmark table1 --data cifar10/ --seeds 3 --precision bfloat16
   imbmargin benchmark table2 --data cifar10/ --imbalance long_tailed step --ratio 10 100
+  imbmargin benchmark tabular --part tuning --quick
 """
+
+_SEEDS = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,12 +116,15 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
     add(
         "experiment",
         nargs="?",
-        choices=("compare", *TABLES),
+        choices=("compare", *TABLES, "tabular"),
         default="compare",
         help="compare: methods on data of your choice. table1: the methods of the paper on CIFAR. "
-        "table2, table3: MM-DRW over the published beta and delta_neg, on CIFAR-10 and CIFAR-100 "
+        "table2, table3: MM-DRW over the published beta and delta_neg, on CIFAR-10 and CIFAR-100. "
+        "tabular: methods over many tables of the KEEL repository, which need imbmargin[bench] "
         "(default: compare)",
     )
+    add("--part", choices=PARTS, help="half of the tables, for tabular")
+    add("--quick", action="store_true", help="for tabular, only a few small tables")
     add(
         "--data",
         nargs="+",
@@ -127,7 +146,7 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
         choices=CONTENDERS,
         metavar="METHOD",
         help=f"what is compared: {', '.join(CONTENDERS)} (default: {' '.join(DEFAULT_METHODS)}; "
-        "for table1 the 14 rows that it has)",
+        f"for table1 the 14 rows that it has, for tabular {' '.join(TABULAR_METHODS)})",
     )
     add(
         "--set",
@@ -157,12 +176,18 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
         metavar="ROWS",
         help="rows of the most frequent class of the subset (default: all it has)",
     )
-    add("--seeds", type=_positive, default=3, metavar="N", help="number of seeds (default: 3)")
+    add(
+        "--seeds",
+        type=_positive,
+        metavar="N",
+        help="number of seeds (default: 3); for tabular, of splits into five folds (default: 2, "
+        "or 1 with --quick)",
+    )
     add(
         "--epochs",
         type=_positive,
-        help="epochs of the networks (default: 40; for tables 200, the papers' number: warm-up, "
-        "drops of the rate and deferral move in proportion)",
+        help="epochs of the networks (default: 40; for table1 to table3 200, the papers' number: "
+        "warm-up, drops of the rate and deferral move in proportion)",
     )
     add(
         "--out",
@@ -255,17 +280,44 @@ def _compared_jobs(options: argparse.Namespace) -> list[Job]:
     if options.dataset or options.download:
         raise _UserError("--dataset and --download belong to table1, table2 and table3")
     methods = options.methods or DEFAULT_METHODS
-    baselines = [name for name in methods if name in BASELINES]
-    if options.set and baselines:
-        raise _UserError(f"--set is for the networks; {baselines} of --methods take no arguments")
+    _check_set(options, methods)
     arguments = tuple(sorted(dict(options.set).items()))
     epochs = options.epochs or 40
     return [
         Job(spec, method, seed, epochs, options.precision, arguments)
         for spec in _data_specs(options)
-        for seed in range(options.seeds)
+        for seed in range(options.seeds or _SEEDS)
         for method in dict.fromkeys(methods)
     ]
+
+
+def _check_set(options: argparse.Namespace, methods: Sequence[str]) -> None:
+    baselines = [name for name in methods if name in BASELINES]
+    if options.set and baselines:
+        raise _UserError(f"--set is for the networks; {baselines} of --methods take no arguments")
+
+
+def _tabular_jobs(options: argparse.Namespace) -> list[Job]:
+    names = ("data", "dataset", "download", "target", "imbalance", "ratio", "n_max", "image_size",
+             "cache")  # fmt: skip
+    foreign = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+    if foreign:
+        raise _UserError(f"tabular has tables of its own: leave out {', '.join(foreign)}")
+    if options.part is None:
+        raise _UserError(
+            "tabular needs --part: tuning, to choose settings with, or judged, to report"
+        )
+    methods = options.methods or TABULAR_METHODS
+    _check_set(options, methods)
+    return tabular_jobs(
+        options.part,
+        methods,
+        options.seeds or (1 if options.quick else TABULAR_REPEATS),
+        options.epochs or TABULAR_EPOCHS,
+        options.precision,
+        dict(options.set),
+        options.quick,
+    )
 
 
 def _table_jobs(options: argparse.Namespace) -> list[Job]:
@@ -304,14 +356,18 @@ def _table_jobs(options: argparse.Namespace) -> list[Job]:
     rows = [name for name in METHODS if name in methods]
     epochs = options.epochs or PAPER_EPOCHS
     return table_jobs(
-        table, specs, rows, options.seeds, epochs, options.precision, dict(options.set)
+        table, specs, rows, options.seeds or _SEEDS, epochs, options.precision, dict(options.set)
     )
 
 
 def _benchmark(options: argparse.Namespace, command: str) -> int:
-    compares = options.experiment == "compare"
+    small = options.experiment == "tabular"
+    if not small and (options.part or options.quick):
+        raise _UserError("--part and --quick belong to tabular")
+    make = {"compare": _compared_jobs, "tabular": _tabular_jobs}
     try:
-        jobs = _compared_jobs(options) if compares else _table_jobs(options)
+        jobs = make.get(options.experiment, _table_jobs)(options)
+        check_baselines({job.method for job in jobs})
         for spec in reversed(list(dict.fromkeys(job.data for job in jobs))):
             # Last the first, which then is there for the first job.
             load_data(spec, 0)
@@ -327,7 +383,7 @@ def _benchmark(options: argparse.Namespace, command: str) -> int:
     except OSError as error:
         raise _UserError(f"--out {options.out} cannot be written: {error}") from error
     try:
-        records = run_jobs(jobs, results, n_jobs, command, options.dask)
+        records = run_jobs(jobs, results, n_jobs, command, options.dask, small)
     except (OSError, ImportError) as error:
         raise _UserError(str(error)) from error
     except TerminatedWorkerError as error:
@@ -348,19 +404,32 @@ def _report(options: argparse.Namespace, _: str) -> int:
 def _conclude(records: list[dict[str, Any]], out: Path) -> int:
     groups = write_report(records, out)
     for group in groups:
-        print(f"\n{group.title}")
-        if group.setting is not None:
-            print(schedule_note(group.job["epochs"]))
-            for caption, rows in paper_tables(group):
-                print(f"\n{caption}\n{as_text(rows)}")
-        elif group.records:
-            print(as_text(group.rows()))
+        if not group.is_keel:
+            _print_group(group)
+    for found in compare_tables(groups):
+        print(f"\n{found.title}\n{found.describe()}")
+        if found.names:
+            print(f"\nMean ranks\n{as_text(found.rank_rows())}")
+            print(f"\nMean scores\n{as_text(found.score_rows())}")
+    for group in groups:
         for record in group.failed:
             job = record["job"]
-            print(f"failed: {job['method']}, seed {job['seed']}: {record['error']}")
-    print("\nPercent after the last epoch, mean ± standard deviation over the seeds.")
+            where = f"{group.short_title}, " if group.is_keel else ""
+            print(f"failed: {where}{job['method']}, seed {job['seed']}: {record['error']}")
+    if not all(group.is_keel for group in groups):
+        print("\nPercent after the last epoch, mean ± standard deviation over the seeds.")
     print(f"Report: {out / 'report.html'}")
     return 1 if any(group.failed for group in groups) else 0
+
+
+def _print_group(group: Group) -> None:
+    print(f"\n{group.title}")
+    if group.setting is not None:
+        print(schedule_note(group.job["epochs"]))
+        for caption, rows in paper_tables(group):
+            print(f"\n{caption}\n{as_text(rows)}")
+    elif group.records:
+        print(as_text(group.rows()))
 
 
 def _after(name: str) -> str:

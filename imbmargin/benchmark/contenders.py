@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from imblearn.ensemble import BalancedRandomForestClassifier, EasyEnsembleClassifier
-from imblearn.over_sampling import SMOTE, RandomOverSampler
+import numpy as np
+from imblearn.ensemble import (
+    BalancedBaggingClassifier,
+    BalancedRandomForestClassifier,
+    EasyEnsembleClassifier,
+    RUSBoostClassifier,
+)
+from imblearn.over_sampling import SMOTE, BorderlineSMOTE, RandomOverSampler
 from imblearn.pipeline import make_pipeline
+from imblearn.under_sampling import RandomUnderSampler
 from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.methods import METHODS, make_classifier
 
-__all__ = ["BASELINES", "CONTENDERS", "DEFAULT_METHODS", "make_contender", "training_settings"]
+__all__ = [
+    "BASELINES",
+    "CONTENDERS",
+    "DEFAULT_METHODS",
+    "NETWORKS",
+    "check_baselines",
+    "make_contender",
+    "training_settings",
+]
 
+Make = Callable[[NDArray[Any], int, int], Any]
+"""From class counts, epochs and seed to a classifier."""
 
 # Below these, the papers' protocol leaves a network too few steps, or too few pixels.
 _SMALL_SET = 5000
@@ -59,24 +78,50 @@ def training_settings(n_train: int, image_shape: tuple[int, ...] | None) -> dict
     return settings
 
 
-def _mlp(n_train: int, **training: Any) -> MaxMarginClassifier:
+def _mlp(counts: NDArray[Any], max_epochs: int, random_state: int) -> MaxMarginClassifier:
     # The network and the training of ERM on tables, so that the sampler makes the difference.
-    settings = training_settings(n_train, None)
-    return MaxMarginClassifier(module="mlp", loss="cross_entropy", **settings, **training)
+    settings = training_settings(counts.sum(), None)
+    settings |= {"max_epochs": max_epochs, "random_state": random_state}
+    return MaxMarginClassifier(module="mlp", loss="cross_entropy", **settings)
 
 
-def _oversampled_mlp(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
-    sampler = RandomOverSampler(random_state=random_state)
-    network = _mlp(counts.sum(), max_epochs=max_epochs, random_state=random_state)
-    return make_pipeline(StandardScaler(), sampler, network)
+def _boosting(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
+    return HistGradientBoostingClassifier(random_state=random_state)
 
 
-def _smote_mlp(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
-    # SMOTE needs more rows in every class than it takes neighbours.
-    neighbors = max(1, min(5, int(counts.min()) - 1))
-    sampler = SMOTE(k_neighbors=neighbors, random_state=random_state)
-    network = _mlp(counts.sum(), max_epochs=max_epochs, random_state=random_state)
-    return make_pipeline(StandardScaler(), sampler, network)
+def _sampled(sampler: type[Any], model: Make, takes_neighbors: bool = False) -> Make:
+    """Return the function that makes a model behind a sampler."""
+
+    def make(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
+        arguments = {"random_state": random_state}
+        if takes_neighbors:
+            # More rows are needed in every class than neighbours are taken.
+            arguments["k_neighbors"] = max(1, min(5, int(counts.min()) - 1))
+        classifier = model(counts, max_epochs, random_state)
+        return make_pipeline(StandardScaler(), sampler(**arguments), classifier)
+
+    return make
+
+
+def _logistic_regression(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
+    model = LogisticRegression(class_weight="balanced", max_iter=1000)
+    return make_pipeline(StandardScaler(), model)
+
+
+def _random_forest(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
+    return RandomForestClassifier(class_weight="balanced", random_state=random_state)
+
+
+def _balanced_boosting(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
+    return HistGradientBoostingClassifier(class_weight="balanced", random_state=random_state)
+
+
+def _lightgbm(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
+    try:
+        from lightgbm import LGBMClassifier
+    except ImportError as error:
+        raise ImportError("LightGBM needs lightgbm: pip install imbmargin[bench]") from error
+    return LGBMClassifier(class_weight="balanced", n_jobs=1, verbose=-1, random_state=random_state)
 
 
 def _balanced_forest(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
@@ -85,22 +130,64 @@ def _balanced_forest(counts: NDArray[Any], max_epochs: int, random_state: int) -
     )
 
 
-def _easy_ensemble(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
-    return EasyEnsembleClassifier(random_state=random_state)
+def _seeded(ensemble: type[Any]) -> Make:
+    """Return the function that makes an ensemble with its own defaults."""
+
+    def make(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
+        return ensemble(random_state=random_state)
+
+    return make
 
 
-BASELINES: dict[str, Callable[[NDArray[Any], int, int], Any]] = {
-    "RandomOverSampler+MLP": _oversampled_mlp,
-    "SMOTE+MLP": _smote_mlp,
+BASELINES: dict[str, Make] = {
+    "RandomOverSampler+MLP": _sampled(RandomOverSampler, _mlp),
+    "SMOTE+MLP": _sampled(SMOTE, _mlp, takes_neighbors=True),
+    "BorderlineSMOTE+MLP": _sampled(BorderlineSMOTE, _mlp, takes_neighbors=True),
+    "RandomUnderSampler+MLP": _sampled(RandomUnderSampler, _mlp),
+    "SMOTE+HGB": _sampled(SMOTE, _boosting, takes_neighbors=True),
+    "BorderlineSMOTE+HGB": _sampled(BorderlineSMOTE, _boosting, takes_neighbors=True),
+    "RandomUnderSampler+HGB": _sampled(RandomUnderSampler, _boosting),
+    "LogisticRegression": _logistic_regression,
+    "RandomForest": _random_forest,
+    "HistGradientBoosting": _balanced_boosting,
+    "LightGBM": _lightgbm,
     "BalancedRandomForest": _balanced_forest,
-    "EasyEnsemble": _easy_ensemble,
+    "BalancedBagging": _seeded(BalancedBaggingClassifier),
+    "EasyEnsemble": _seeded(EasyEnsembleClassifier),
+    "RUSBoost": _seeded(RUSBoostClassifier),
 }
-"""Name -> function of the class counts, the epochs and the seed."""
+"""Name -> function of the class counts, the epochs and the seed.
+
+Those without a sampler weight the classes; HGB is scikit-learn's histogram gradient boosting. All
+have the defaults of their packages beyond that, and one thread.
+"""
 
 CONTENDERS = (*METHODS, *BASELINES)
 """What ``imbmargin benchmark --methods`` accepts."""
 
-DEFAULT_METHODS = ("ERM", "LDAM-DRW", "MM-DRW", "MM-LDAM-DRW", *BASELINES)
+NETWORKS = ("ERM", "LDAM-DRW", "MM-DRW", "MM-LDAM-DRW")
+"""The methods that are compared unless others are asked for."""
+
+DEFAULT_METHODS = (
+    *NETWORKS,
+    "RandomOverSampler+MLP",
+    "SMOTE+MLP",
+    "BalancedRandomForest",
+    "EasyEnsemble",
+)
+
+
+def check_baselines(methods: Iterable[str]) -> None:
+    """Raise ImportError if one of the methods needs a package that is not installed.
+
+    Examples
+    --------
+    >>> from imbmargin.benchmark.contenders import check_baselines
+    >>> check_baselines(["ERM", "EasyEnsemble"])
+    """
+    for name in methods:
+        if name in BASELINES:
+            BASELINES[name](np.array([2, 2]), 1, 0)
 
 
 def make_contender(

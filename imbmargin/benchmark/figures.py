@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from imbmargin.benchmark.jobs import MARGIN_QUANTILES
+from imbmargin.benchmark.ranks import cliques
 from imbmargin.benchmark.table import Group
 
-__all__ = ["draw_figures"]
+__all__ = ["draw_critical_difference", "draw_figures"]
 
 Figure = tuple[Path, str]
 """A file and its caption."""
@@ -67,6 +68,76 @@ def draw_figures(group: Group, folder: Path, prefix: str) -> list[Figure]:
             _save(draw(group), folder / f"{prefix}-{name}.png", _CAPTIONS[name])
             for name, draw in drawings.items()
         ]
+
+
+def draw_critical_difference(
+    ranks: dict[str, float], difference: float, path: Path, heading: str
+) -> Figure:
+    """Draw mean ranks on a line, with bars that join those without a critical difference.
+
+    Parameters
+    ----------
+    ranks : dict of str to float
+        Mean rank of each method, 1 or more.
+    difference : float
+        Critical difference, in ranks.
+    path : Path
+        Of the PNG file.
+    heading : str
+        The score that was ranked.
+
+    Returns
+    -------
+    figure : (Path, str)
+        File and caption.
+
+    References
+    ----------
+    .. [1] Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 2006.
+    """
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    names = sorted(ranks, key=lambda name: ranks[name])
+    bars = cliques(np.array(list(ranks.values())), difference)
+    rows = -(-len(names) // 2)
+    with matplotlib.rc_context({"figure.dpi": 150, "backend": "agg"}):
+        height = 0.9 + 0.14 * len(bars) + 0.2 * rows
+        figure, ax = plt.subplots(figsize=(8, height), layout="constrained")
+        _draw_rank_line(ax, len(names), difference)
+        foot = 0.5 + 0.6 * len(bars)
+        for i, (low, high) in enumerate(bars):
+            ax.plot([low - 0.06, high + 0.06], [0.5 + 0.6 * i] * 2, color="black", linewidth=3)
+        for i, name in enumerate(names):
+            # The better half at the left, the best on top; the other half in mirror image.
+            left = i < rows
+            y = foot + 0.9 * ((i if left else len(names) - 1 - i) + 0.6)
+            end = 0.6 if left else len(names) + 0.4
+            ax.plot([ranks[name], ranks[name], end], [0, y, y], color="0.45", linewidth=0.9)
+            text = f"{name}  {ranks[name]:.2f}" if left else f"{ranks[name]:.2f}  {name}"
+            pad = (-4, 0) if left else (4, 0)
+            ax.annotate(text, (end, y), pad, textcoords="offset points", va="center",
+                        ha="right" if left else "left", fontsize=9)  # fmt: skip
+        ax.set_ylim(foot + 0.9 * (rows + 0.2), -2.4)
+        caption = (
+            f"Mean ranks of {heading}; 1 is the best. Bars join methods that differ by less than "
+            f"the critical difference (CD) of {difference:.2f}."
+        )
+        return _save(figure, path, caption)
+
+
+def _draw_rank_line(ax: Any, n_methods: int, difference: float) -> None:
+    """Draw the line of ranks with its numbers, and the critical difference above it."""
+    ax.axis("off")
+    ax.set_xlim(0.6, n_methods + 0.4)
+    ax.plot([1, n_methods], [0, 0], color="black", linewidth=1.2)
+    for rank in range(1, n_methods + 1):
+        ax.plot([rank, rank], [0, -0.25], color="black", linewidth=1.2)
+        ax.text(rank, -0.4, str(rank), ha="center", va="bottom", fontsize=9)
+    ax.plot([1, 1 + difference], [-1.5, -1.5], color="black", linewidth=1.2)
+    for end in (1, 1 + difference):
+        ax.plot([end, end], [-1.65, -1.35], color="black", linewidth=1.2)
+    ax.text(1 + difference, -1.5, f"  CD {difference:.2f}", ha="left", va="center", fontsize=9)
 
 
 def _save(figure: Any, path: Path, caption: str) -> Figure:

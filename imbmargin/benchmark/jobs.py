@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from imblearn.metrics import geometric_mean_score
 from joblib import cpu_count
-from sklearn.metrics import accuracy_score, confusion_matrix
+from scipy.special import expit, softmax
+from sklearn.metrics import confusion_matrix
 
 from imbmargin.benchmark.contenders import make_contender, training_settings
 from imbmargin.benchmark.epochs import TestErrors, watch
+from imbmargin.benchmark.scores import finite, scores
 from imbmargin.callbacks import resolve_epoch
 from imbmargin.data.cifar import is_batches
 from imbmargin.data.images import find_test_folder
@@ -31,13 +32,20 @@ from imbmargin.datasets import (
     load_cifar,
     load_embedded,
     load_image_folder,
+    load_keel,
     load_table_file,
 )
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.methods import AFTER
-from imbmargin.metrics import balanced_accuracy, group_accuracy, per_class_error, sample_margins
+from imbmargin.metrics import per_class_error, sample_margins
 
-__all__ = ["DataSpec", "Job", "environment", "load_data", "run_job"]
+__all__ = ["FOLDS", "KEEL", "DataSpec", "Job", "environment", "load_data", "run_job"]
+
+KEEL = "keel:"
+"""Before the name of a table of the KEEL repository, as a source."""
+
+FOLDS = 5
+"""Folds of such a table: seeds 0 to 4 are those of one split, 5 to 9 those of the next."""
 
 # The test part is looked at from the epoch on at which the methods of the papers defer.
 _DEFERRED = 0.8
@@ -53,7 +61,8 @@ class DataSpec:
     Parameters
     ----------
     source : str
-        A name of `imbmargin.datasets.EMBEDDED`, a CSV or Parquet file, or a folder of images.
+        A name of `imbmargin.datasets.EMBEDDED`, a table of `imbmargin.datasets.load_keel` with
+        "keel:" before its name, a CSV or Parquet file, or a folder of images.
     target : str, default=None
         Column of the labels, of a file.
     imbalance : {"long_tailed", "step", "none"}, default="none"
@@ -84,6 +93,8 @@ class DataSpec:
         """Short name, for titles and files."""
         if self.dataset is not None:
             return self.dataset
+        if self.source.startswith(KEEL):
+            return self.source.removeprefix(KEEL)
         return self.source if self.source in EMBEDDED else Path(self.source).resolve().stem
 
     @property
@@ -185,6 +196,9 @@ def _load(data: DataSpec, seed: int) -> TrainTest:
     options: dict[str, Any] = {"choose": data.choose(seed), "random_state": seed}
     if data.source in EMBEDDED:
         return load_embedded(data.source, **options)
+    if data.source.startswith(KEEL):
+        options["random_state"], fold = divmod(seed, FOLDS)
+        return load_keel(data.name, fold=fold, **options)
     if data.dataset is not None:
         return load_cifar(data.source, data.dataset, choose=options["choose"], cache_dir=data.cache)
     if data.is_folder:
@@ -252,20 +266,14 @@ def _measure(job: Job, shows_epochs: bool, checkpoint_dir: Path | None) -> dict[
         checkpoint_dir=checkpoint_dir,
         **dict(job.arguments),
     )
-    title = job.title if shows_epochs else None
-    if isinstance(model, MaxMarginClassifier):
-        first = resolve_epoch(_DEFERRED, job.epochs, "start")
-        watch(model, title, TestErrors(X_test, data.y_test, first))
-    elif job.method in AFTER:
-        # What its epochs do is not yet the method.
-        watch(model.estimator, title)
+    _watch(model, job, data, job.title if shows_epochs else None)
     start = time.perf_counter()
     model.fit(X_train, data.y_train)
     fitted = time.perf_counter()
-    trained = getattr(model, "history_", None) is not None
-    scores = model.decision_function(X_test) if trained else None
-    predicted = model.predict(X_test) if scores is None else classes[_largest(scores)]
+    logits = model.decision_function(X_test) if _has_epochs(model) else None
+    predicted = model.predict(X_test) if logits is None else classes[_largest(logits)]
     seconds = {"fit": fitted - start, "predict": time.perf_counter() - fitted}
+    proba = model.predict_proba(X_test) if logits is None else _probability(model, logits)
     record = {
         "images": data.image_shape is not None,
         "settings": training_settings(len(data.y_train), data.image_shape),
@@ -275,40 +283,45 @@ def _measure(job: Job, shows_epochs: bool, checkpoint_dir: Path | None) -> dict[
         "classes": classes.tolist(),
         "class_counts": counts.tolist(),
         "test_counts": [int((data.y_test == label).sum()) for label in classes],
-        "scores": _scores(data.y_test, predicted, counts, classes),
-        "per_class_error": _finite(per_class_error(data.y_test, predicted, labels=classes)),
+        "scores": scores(data.y_test, predicted, proba, counts, classes),
+        "per_class_error": finite(per_class_error(data.y_test, predicted, labels=classes)),
         "confusion": confusion_matrix(data.y_test, predicted, labels=classes).tolist(),
         "seconds": seconds,
     }
-    if scores is None:
+    if logits is None:
         return record
     # Of a job that went on, the epochs before count too; the test part's predictions do not.
     seconds["fit"] = sum(row["dur"] for row in model.history_)
-    margins = sample_margins(scores, np.searchsorted(classes, data.y_test))
+    margins = sample_margins(logits, np.searchsorted(classes, data.y_test))
     record["margins"] = [_quantiles(margins[data.y_test == label]) for label in classes]
     return {**record, **_training(model, job, len(data.y_train))}
 
 
-def _largest(scores: np.ndarray) -> np.ndarray:
+def _watch(model: Any, job: Job, data: TrainTest, title: str | None) -> None:
+    if isinstance(model, MaxMarginClassifier):
+        first = resolve_epoch(_DEFERRED, job.epochs, "start")
+        X_test = data.X_test.reshape(len(data.X_test), -1)
+        watch(model, title, TestErrors(X_test, data.y_test, first))
+    elif job.method in AFTER:
+        # What its epochs do is not yet the method.
+        watch(model.estimator, title)
+
+
+def _has_epochs(model: Any) -> bool:
+    return getattr(model, "history_", None) is not None
+
+
+def _largest(logits: np.ndarray) -> np.ndarray:
     """Return the class with the largest logit, as the classifier itself predicts it."""
-    return scores.argmax(axis=1) if scores.ndim == 2 else (scores > 0).astype(np.int64)
+    return logits.argmax(axis=1) if logits.ndim == 2 else (logits > 0).astype(np.int64)
 
 
-def _scores(
-    y_true: np.ndarray, y_pred: np.ndarray, counts: np.ndarray, classes: np.ndarray
-) -> dict[str, Any]:
-    groups = group_accuracy(y_true, y_pred, class_counts=counts, labels=classes)
-    return {
-        "accuracy": float(accuracy_score(y_true, y_pred)),
-        "balanced_accuracy": balanced_accuracy(y_true, y_pred),
-        "geometric_mean": float(geometric_mean_score(y_true, y_pred, average="multiclass")),
-        **{f"{name}_error": _finite([1 - part])[0] for name, part in groups.items()},
-    }
-
-
-def _finite(values: Any) -> list[float | None]:
-    """Put None, which JSON has, in the place of NaN, which it has not."""
-    return [None if np.isnan(value) else float(value) for value in values]
+def _probability(model: Any, logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of the classifier without a second pass through the network."""
+    scaled = model.logit_scale_ * logits.astype(np.float64)
+    if logits.ndim == 2:
+        return np.asarray(softmax(scaled, axis=1))
+    return np.column_stack([expit(-scaled), expit(scaled)])
 
 
 def _quantiles(margins: np.ndarray) -> list[float] | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imbmargin.benchmark.figures import draw_figures
+from imbmargin.benchmark.across import METRICS, NOTES, Comparison, compare_tables
+from imbmargin.benchmark.figures import draw_critical_difference, draw_figures
 from imbmargin.benchmark.published import Table, paper_tables, schedule_note
 from imbmargin.benchmark.table import COLUMNS, Group, Rows, as_csv, as_markdown, group_records
 
@@ -67,18 +69,80 @@ def write_report(records: list[dict[str, Any]], out: Path) -> list[Group]:
     groups = group_records(records)
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    sections, markdown = [], ["# Benchmark", "", _NOTES, ""]
+    own = [group for group in groups if not group.is_keel]
+    sections = [_of_group(group, folder, i) for i, group in enumerate(own, 1)]
+    sections += [_of_tables(found, folder, i) for i, found in enumerate(compare_tables(groups), 1)]
+    notes = " ".join([_NOTES] * bool(own) + [NOTES] * (len(own) < len(groups)))
+    markdown = ["# Benchmark", "", notes, ""]
     markdown += [*(f"    {command}" for command in _commands(records)), ""]
-    for number, group in enumerate(groups, 1):
-        prefix = f"{group.name}-{number}"
-        figures = draw_figures(group, folder, prefix) if group.records else []
-        sections.append(_section(group, figures))
-        markdown += _markdown_section(group, figures)
+    markdown += [line for section in sections for line in _markdown(section)]
     markdown += ["", _environment(records), ""]
-    (out / "report.html").write_text(_page(sections, records), encoding="utf-8")
+    page = _page([_html(section) for section in sections], records, notes)
+    (out / "report.html").write_text(page, encoding="utf-8")
     (out / "report.md").write_text("\n".join(markdown), encoding="utf-8")
     (out / "results.csv").write_text(as_csv(groups), encoding="utf-8")
     return groups
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A part of the report.
+
+    Parameters
+    ----------
+    title, text : str
+        Its heading, and what stands below.
+    figures : list of (Path, str)
+        Files and captions.
+    failures : list of str
+        What went wrong.
+    tables : list of (str, rows)
+        Captions and tables.
+    best : list of dict of str to str
+        Of each table, the method with the best value of a column, by the column's heading.
+    """
+
+    title: str
+    text: str
+    figures: list[tuple[Path, str]]
+    failures: list[str]
+    tables: list[Table]
+    best: list[dict[str, str]] = field(default_factory=list)
+
+
+def _of_group(group: Group, folder: Path, number: int) -> _Section:
+    prefix = f"{group.name}-{number}"
+    figures = draw_figures(group, folder, prefix) if group.records else []
+    failures = [f"{r['job']['method']}, {_failure(r)}" for r in group.failed]
+    tables = _tables(group)
+    best = {COLUMNS[column]: name for column, name in group.best().items()}
+    return _Section(group.title, _describe(group), figures, failures, tables, [best] * len(tables))
+
+
+def _of_tables(found: Comparison, folder: Path, number: int) -> _Section:
+    failures = [
+        f"{Group([], [r]).short_title}, {r['job']['method']}, {_failure(r)}" for r in found.failed
+    ]
+    if not found.names:
+        return _Section(found.title, found.describe(), [], failures, [])
+    tables = [
+        ("Mean ranks (1 is the best)", found.rank_rows()),
+        ("Mean scores (%; log-loss in nats)", found.score_rows()),
+        ("Balanced accuracy (%) of each table, and seconds of fit", found.table_rows()),
+    ]
+    figures = []
+    if found.has_tests:
+        figures = [
+            draw_critical_difference(
+                dict(zip(found.methods, found.ranks(metric), strict=True)),
+                found.difference,
+                folder / f"ranks-{number}-{metric}.png",
+                heading,
+            )
+            for metric, heading in METRICS.items()
+        ]
+    best = [found.best(of_ranks=True), found.best(of_ranks=False), {}]
+    return _Section(found.title, found.describe(), figures, failures, tables, best)
 
 
 def _describe(group: Group) -> str:
@@ -118,25 +182,24 @@ def _rates(group: Group) -> dict[str, float]:
     }
 
 
-def _failures(group: Group) -> list[str]:
-    return [
-        f"{r['job']['method']}, seed {r['job']['seed']} failed: {r['error']}" for r in group.failed
-    ]
+def _failure(record: dict[str, Any]) -> str:
+    return f"seed {record['job']['seed']} failed: {record['error']}"
 
 
-def _markdown_section(group: Group, figures: list[tuple[Path, str]]) -> list[str]:
-    lines = [f"## {group.title}", "", _describe(group), ""]
-    for caption, rows in _tables(group):
+def _markdown(section: _Section) -> list[str]:
+    lines = [f"## {section.title}", "", section.text, ""]
+    for caption, rows in section.tables:
         lines += [f"{caption}:", "", as_markdown(rows), ""]
-    lines += [f"![{text}](figures/{path.name})" for path, text in figures]
-    return [*lines, "", *(f"- {failure}" for failure in _failures(group)), ""]
+    lines += [f"![{text}](figures/{path.name})" for path, text in section.figures]
+    return [*lines, "", *(f"- {failure}" for failure in section.failures), ""]
 
 
-def _section(group: Group, figures: list[tuple[Path, str]]) -> str:
-    parts = [f"<h2>{escape(group.title)}</h2>", f"<p>{escape(_describe(group))}</p>"]
-    parts += [_table(caption, rows, group.best()) for caption, rows in _tables(group)]
-    parts += [f'<p class="failed">{escape(failure)}</p>' for failure in _failures(group)]
-    for path, text in figures:
+def _html(section: _Section) -> str:
+    parts = [f"<h2>{escape(section.title)}</h2>", f"<p>{escape(section.text)}</p>"]
+    pairs = zip(section.tables, section.best, strict=True)
+    parts += [_table(caption, rows, best) for (caption, rows), best in pairs]
+    parts += [f'<p class="failed">{escape(failure)}</p>' for failure in section.failures]
+    for path, text in section.figures:
         data = base64.b64encode(path.read_bytes()).decode()
         image = f'<img src="data:image/png;base64,{data}" alt="{escape(text)}">'
         parts.append(f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>")
@@ -145,13 +208,10 @@ def _section(group: Group, figures: list[tuple[Path, str]]) -> str:
 
 def _table(caption: str, rows: Rows, best: dict[str, str]) -> str:
     head, *others = rows
-    headings = {heading: column for column, heading in COLUMNS.items()}
     cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     lines = [f"<caption>{escape(caption)}</caption>", f"<tr>{cells}</tr>"]
     for row in others:
-        marks = [
-            ' class="best"' if best.get(headings.get(name, "")) == row[0] else "" for name in head
-        ]
+        marks = [' class="best"' if best.get(name) == row[0] else "" for name in head]
         pairs = zip(marks, row, strict=True)
         cells = "".join(f"<td{mark}>{escape(cell)}</td>" for mark, cell in pairs)
         lines.append(f"<tr>{cells}</tr>")
@@ -167,7 +227,7 @@ def _environment(records: list[dict[str, Any]]) -> str:
     return "Measured with " + "; and with ".join(sorted(seen)) + "."
 
 
-def _page(sections: list[str], records: list[dict[str, Any]]) -> str:
+def _page(sections: list[str], records: list[dict[str, Any]], notes: str) -> str:
     commands = "<br>".join(f"<code>{escape(command)}</code>" for command in _commands(records))
     return f"""<!doctype html>
 <html lang="en">
@@ -180,7 +240,7 @@ def _page(sections: list[str], records: list[dict[str, Any]]) -> str:
 <body>
 <h1>imbmargin benchmark</h1>
 <p>{commands}</p>
-<p>{escape(_NOTES)} Bold: the best mean.</p>
+<p>{escape(notes)} Bold: the best mean.</p>
 {"".join(sections)}
 <p class="small">{escape(_environment(records))}</p>
 </body>

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from joblib import Parallel, cpu_count, delayed, parallel_config
+from threadpoolctl import threadpool_limits
 
 from imbmargin.benchmark.jobs import Job, run_job
 from imbmargin.benchmark.progress import Progress
@@ -24,6 +26,7 @@ def run_jobs(
     n_jobs: int = 1,
     command: str = "",
     dask: str | None = None,
+    small: bool = False,
 ) -> list[dict[str, Any]]:
     """Run the jobs that have no result in the folder yet, and return the records of all.
 
@@ -42,6 +45,9 @@ def run_jobs(
     dask : str, default=None
         Address of the scheduler of a Dask cluster, on whose workers the jobs then run. They need
         the package, and must see the data and ``out`` under the same paths.
+    small : bool, default=False
+        Whether these are jobs of seconds: each then has one thread, so that their times can be
+        compared, and no state is kept of a job that is broken off.
 
     Returns
     -------
@@ -72,7 +78,7 @@ def run_jobs(
     checkpoints = out / "checkpoints"
     folders = {job: _checkpoint_folder(job, checkpoints) for job in jobs}
     with Progress(folders, set(jobs) - set(pending)) as progress:
-        for job, record in _run(pending, n_jobs, checkpoints.absolute(), dask):
+        for job, record in _run(pending, n_jobs, None if small else checkpoints.absolute(), dask):
             found[job] = {**record, "command": command}
             _write_record(out / job.file_name, found[job])
             progress.finish(job, _describe(job, record))
@@ -84,7 +90,7 @@ def run_jobs(
 
 
 def _run(
-    jobs: Sequence[Job], n_jobs: int, checkpoints: Path, dask: str | None
+    jobs: Sequence[Job], n_jobs: int, checkpoints: Path | None, dask: str | None
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
     if dask is not None:
         with _connect(dask):
@@ -100,7 +106,7 @@ def _run(
 
 
 def _run_parallel(
-    jobs: Sequence[Job], n_jobs: int, checkpoints: Path
+    jobs: Sequence[Job], n_jobs: int, checkpoints: Path | None
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
     parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
     yield from parallel(delayed(_run_one)(job, checkpoints) for job in jobs)
@@ -121,8 +127,26 @@ def _connect(address: str) -> Iterator[None]:
         yield
 
 
-def _run_one(job: Job, checkpoints: Path, shows_epochs: bool = False) -> tuple[Job, dict[str, Any]]:
+def _run_one(
+    job: Job, checkpoints: Path | None, shows_epochs: bool = False
+) -> tuple[Job, dict[str, Any]]:
+    """Run a job; without a folder for checkpoints it is a small one."""
+    if checkpoints is None:
+        with _one_thread():
+            return job, run_job(job, shows_epochs)
     return job, run_job(job, shows_epochs, _checkpoint_folder(job, checkpoints))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Leave one thread to torch and to the libraries below numpy and scikit-learn."""
+    before = torch.get_num_threads()
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _checkpoint_folder(job: Job, checkpoints: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from imbmargin.benchmark.contenders import CONTENDERS
+from imbmargin.benchmark.jobs import KEEL
 from imbmargin.benchmark.paper import setting_of, table_arguments
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "as_markdown",
     "as_text",
     "group_records",
+    "method_label",
     "spread",
 ]
 
@@ -36,6 +38,8 @@ COLUMNS = {
     "few_error": "few err.",
 }
 """Score -> heading; all in percent."""
+
+_FURTHER = ("macro_f1", "average_precision", "log_loss")
 
 _LOWER_IS_BETTER = {"many_error", "medium_error", "few_error"}
 
@@ -73,7 +77,20 @@ class Group:
     def name(self) -> str:
         """Short name of the data set."""
         data = self.job["data"]
+        if self.is_keel:
+            return str(data["source"].removeprefix(KEEL))
         return str(data.get("dataset") or Path(data["source"]).stem)
+
+    @property
+    def is_keel(self) -> bool:
+        """Whether this is a table of the KEEL repository."""
+        return str(self.job["data"]["source"]).startswith(KEEL)
+
+    @property
+    def short_title(self) -> str:
+        """Data set and the ratio of its long-tailed subset, if it is one."""
+        data = self.job["data"]
+        return self.name if data["imbalance"] == "none" else f"{self.name} {data['ratio']:g}"
 
     @property
     def setting(self) -> str | None:
@@ -85,7 +102,7 @@ class Group:
         """Records of each method (and further arguments), in the order of the methods."""
         found: dict[str, list[dict[str, Any]]] = {}
         for record in sorted(self.records, key=lambda r: CONTENDERS.index(r["job"]["method"])):
-            found.setdefault(_label(record), []).append(record)
+            found.setdefault(method_label(record), []).append(record)
         return found
 
     def scores(self) -> dict[str, dict[str, np.ndarray]]:
@@ -121,7 +138,7 @@ class Group:
         return table
 
 
-def _label(record: dict[str, Any]) -> str:
+def method_label(record: dict[str, Any]) -> str:
     """Return the method, with those of its arguments that Table 1 does not have."""
     job = record["job"]
     usual = {}
@@ -197,10 +214,14 @@ def as_csv(groups: list[Group]) -> str:
     """Return all values, a line for each job, with the scores as they were measured."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["data", "method", "seed", *COLUMNS, "fit_seconds", "predict_seconds"])
+    columns = [*COLUMNS, *_FURTHER]
+    writer.writerow(["data", "method", "seed", *columns, "fit_seconds", "predict_seconds"])
     for group in groups:
         for record in group.records:
-            scores = [record["scores"][column] for column in COLUMNS]
+            # Records of earlier versions lack the further ones.
+            scores = [record["scores"].get(column) for column in columns]
             seconds = [record["seconds"]["fit"], record["seconds"]["predict"]]
-            writer.writerow([group.title, _label(record), record["job"]["seed"], *scores, *seconds])
+            writer.writerow(
+                [group.title, method_label(record), record["job"]["seed"], *scores, *seconds]
+            )
     return text.getvalue()
