@@ -33,6 +33,7 @@ INTERNAL = {
         "data.images",
         "data.imbalance",
         "data.inputs",
+        "data.keel",
         "data.selection",
     ),
 }
