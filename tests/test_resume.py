@@ -35,6 +35,14 @@ def _no_crash():
     Crash.epoch = None
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """A shell starts what runs in the background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def make(folder=None, **kwargs):
     callbacks = [*kwargs.pop("callbacks", []), Crash()]
     kwargs = {"max_epochs": 8, "batch_size": 64, "random_state": 0, **kwargs}
