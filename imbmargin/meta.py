@@ -28,6 +28,19 @@ def check_row_losses(net: Any) -> None:
         )
 
 
+def virtual_step(loss: Tensor, weights: dict[str, Any], lr: float) -> dict[str, Any]:
+    """Return the weights after a step down the loss, as functions of what the loss depends on."""
+    moving = {name: weight for name, weight in weights.items() if weight.requires_grad}
+    gradients = torch.autograd.grad(loss, list(moving.values()), create_graph=True)
+    pairs = zip(moving.items(), gradients, strict=True)
+    return {**weights, **{name: weight - lr * gradient for (name, weight), gradient in pairs}}
+
+
+def copied_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Copy buffers for a virtual pass, so that statistics of normalisation layers do not see it."""
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
 class MetaWeightNetClassifier(MaxMarginClassifier):
     """Classifier whose rows are weighted by a small network of their losses (MW-Net).
 
@@ -183,8 +196,7 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Change the small network, then run forward and backward with its weights."""
         x, y = self._augmented(batch)
-        y = to_tensor(y, device=self.device)
-        target, row_weight = y if isinstance(y, (tuple, list)) else (y, None)
+        target, row_weight = self._target_and_weight(y)
         self._set_training(True)
         self._change_weights(self._network_input(x), target)
         logits = self.infer(x, **fit_params)
@@ -203,14 +215,10 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
         losses = self.criterion_.per_sample(self._virtual(weights, x), target)
         row_weight = self.weight_net_(losses.detach().float().unsqueeze(1)).squeeze(1)
         total = (row_weight * losses).sum() / row_weight.sum().clamp_min(1e-12)
-        moving = {name: weight for name, weight in weights.items() if weight.requires_grad}
-        gradients = torch.autograd.grad(total, list(moving.values()), create_graph=True)
-        lr = self.optimizer_.param_groups[0]["lr"]
-        pairs = zip(moving.items(), gradients, strict=True)
-        moved = {name: weight - lr * gradient for (name, weight), gradient in pairs}
+        moved = virtual_step(total, weights, self.optimizer_.param_groups[0]["lr"])
         size = len(self.meta_targets_) if self.batch_size == -1 else self.batch_size
         rows = torch.randperm(len(self.meta_targets_))[:size].to(target.device)
-        logits = self._virtual({**weights, **moved}, self._network_input(self.meta_rows_[rows]))
+        logits = self._virtual(moved, self._network_input(self.meta_rows_[rows]))
         meta_loss = F.cross_entropy(self.logit_scale_ * logits, self.meta_targets_[rows])
         parameters = list(self.weight_net_.parameters())
         found = torch.autograd.grad(meta_loss, parameters)
@@ -220,6 +228,4 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
         self.weight_optimizer_.zero_grad()
 
     def _virtual(self, weights: dict[str, Any], x: Tensor) -> Tensor:
-        # Copies, so that the statistics of normalisation layers do not see virtual steps.
-        buffers = {name: buffer.clone() for name, buffer in self.module_.named_buffers()}
-        return functional_call(self.module_, (weights, buffers), (x,))
+        return functional_call(self.module_, (weights, copied_buffers(self.module_)), (x,))

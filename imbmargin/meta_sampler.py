@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch.utils import to_tensor
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from imbmargin._paired import PairedBatches
-from imbmargin.meta import check_row_losses
+from imbmargin.meta import check_row_losses, copied_buffers, virtual_step
 from imbmargin.modules import find_head, watch_input
 from imbmargin.samplers import ClassSampler
 from imbmargin.weights import class_rates
@@ -225,8 +224,7 @@ class MetaSamplerClassifier(PairedBatches):
         """Change the rates, then run forward and backward on the batch."""
         self._set_training(True)
         x, y = self._augmented(batch)
-        y = to_tensor(y, device=self.device)
-        target, row_weight = y if isinstance(y, (tuple, list)) else (y, None)
+        target, row_weight = self._target_and_weight(y)
         _, head = find_head(self.module_)
         with watch_input(head) as seen:
             logits = self.infer(x, **fit_params)
@@ -243,13 +241,9 @@ class MetaSamplerClassifier(PairedBatches):
         losses = self.criterion_.per_sample(functional_call(head, weights, (features,)), target)
         drawn = self.class_rates_.sample_weight(target)
         total = (losses * drawn * (1 if row_weight is None else row_weight)).mean()
-        moving = {name: weight for name, weight in weights.items() if weight.requires_grad}
-        gradients = torch.autograd.grad(total, list(moving.values()), create_graph=True)
-        lr = self.optimizer_.param_groups[0]["lr"]
-        pairs = zip(moving.items(), gradients, strict=True)
-        moved = {name: weight - lr * gradient for (name, weight), gradient in pairs}
+        moved = virtual_step(total, weights, self.optimizer_.param_groups[0]["lr"])
         balanced, balanced_target = self._balanced_features(head)
-        logits = functional_call(head, {**weights, **moved}, (balanced,))
+        logits = functional_call(head, moved, (balanced,))
         meta_loss = F.cross_entropy(self.logit_scale_ * logits, balanced_target)
         (self.class_rates_.psi.grad,) = torch.autograd.grad(meta_loss, self.class_rates_.psi)
         self.rate_optimizer_.step()
@@ -258,9 +252,7 @@ class MetaSamplerClassifier(PairedBatches):
 
     def _balanced_features(self, head: nn.Module) -> tuple[Tensor, Tensor]:
         x, y = self._augmented(next(self._partners))
-        y = to_tensor(y[0] if isinstance(y, (tuple, list)) else y, device=self.device)
-        # Copies, so that the statistics of normalisation layers see the batches of real steps only.
-        buffers = {name: buffer.clone() for name, buffer in self.module_.named_buffers()}
+        target, _ = self._target_and_weight(y)
         with torch.no_grad(), self._autocast(), watch_input(head) as seen:
-            functional_call(self.module_, buffers, (self._network_input(x),))
-        return seen[0].float(), y
+            functional_call(self.module_, copied_buffers(self.module_), (self._network_input(x),))
+        return seen[0].float(), target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -96,33 +96,21 @@ CLASSES: dict[str, type[MaxMarginClassifier]] = {
 """Name -> class, of methods whose training step is their own."""
 
 
-def _retrained(classifier: MaxMarginClassifier) -> ClassifierRetraining:
-    return ClassifierRetraining(classifier, **_second_stage(classifier))
-
-
-def _rescaled(classifier: MaxMarginClassifier) -> LearnableWeightScaling:
-    return LearnableWeightScaling(classifier, **_second_stage(classifier))
-
-
-def _meta_sampled(classifier: MaxMarginClassifier) -> MetaSampledRetraining:
-    return MetaSampledRetraining(classifier, **_second_stage(classifier))
-
-
-def _second_stage(classifier: MaxMarginClassifier) -> dict[str, Any]:
+def _two_stage(kind: Callable[..., Any], classifier: MaxMarginClassifier) -> Any:
     # 30 epochs after 200, in proportion.
     epochs = max(1, round(0.15 * classifier.max_epochs))
-    return {"max_epochs": epochs, "random_state": classifier.random_state}
+    return kind(classifier, max_epochs=epochs, random_state=classifier.random_state)
 
 
 AFTER: dict[str, Callable[[MaxMarginClassifier], Any]] = {
     "LA-post-hoc": LogitAdjustment,
     "tau-norm": TauNormalization,
     "NCM": NearestClassMean,
-    "cRT": _retrained,
-    "LWS": _rescaled,
-    "MM-cRT": _retrained,
+    "cRT": partial(_two_stage, ClassifierRetraining),
+    "LWS": partial(_two_stage, LearnableWeightScaling),
+    "MM-cRT": partial(_two_stage, ClassifierRetraining),
     "MM-LA": LogitAdjustment,
-    "BALMS": _meta_sampled,
+    "BALMS": partial(_two_stage, MetaSampledRetraining),
 }
 """Name -> what is put around the classifier, of methods that do something after training."""
 

@@ -19,6 +19,7 @@ from skorch.history import History
 
 from imbmargin.checkpoint import is_plain
 from imbmargin.data.batches import ArrayDataset, targets_of
+from imbmargin.portable import name_of
 from imbmargin.randomness import get_random_states, set_random_states
 
 __all__ = [
@@ -90,8 +91,7 @@ def _name_value(value: Any) -> Any:
             if not torch.nn.parameter.is_lazy(tensor):
                 digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         return f"{type(value).__name__} {digest.hexdigest()[:12]}"
-    named = value if hasattr(value, "__qualname__") else type(value)
-    name = f"{named.__module__}.{named.__qualname__}"
+    name = name_of(value if hasattr(value, "__qualname__") else type(value))
     if hasattr(value, "backbone_"):
         return {name: _name_value(value.backbone_)}
     if isinstance(value, (Callback, BaseEstimator)):

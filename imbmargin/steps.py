@@ -69,9 +69,13 @@ class BatchSteps(CheckpointedLoop):
         x, y = batch
         return self.augment_(self._to_module(x)), y
 
+    def _target_and_weight(self, y: Any) -> tuple[Tensor, Tensor | None]:
+        """Return the targets of a batch, and the weights of its rows if there are any."""
+        y = to_tensor(y, device=self.device)
+        return tuple(y) if isinstance(y, (tuple, list)) else (y, None)
+
     def _mixed(self, batch: Any) -> Any:
-        x, y = self._to_module(batch[0]), to_tensor(batch[1], device=self.device)
-        target, weight = y if isinstance(y, (tuple, list)) else (y, None)
+        x, (target, weight) = self._to_module(batch[0]), self._target_and_weight(batch[1])
         counts = torch.as_tensor(self.class_counts_, device=target.device)
         x, partner, share = self.mixing_(x, target, counts)
         weights = torch.cat([share, 1 - share])

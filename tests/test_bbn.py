@@ -13,16 +13,14 @@ from imbmargin.bbn import BBNClassifier, BilateralNetwork
 from imbmargin.metrics import balanced_accuracy
 from imbmargin.modules import MLP, ResNet20
 from imbmargin.samplers import batches_at_rates
+from tests.checks import expected_failures
 
 SETTINGS = {"max_epochs": 4, "random_state": 0}
 
 
 @parametrize_with_checks(
     [BBNClassifier(max_epochs=40, random_state=0)],
-    expected_failed_checks=lambda estimator: {
-        f"check_sample_weight_equivalence_on_{kind}_data": "rows are drawn into other batches"
-        for kind in ("dense", "sparse")
-    },
+    expected_failed_checks=expected_failures,
 )
 def test_scikit_learn_check(estimator, check):
     check(estimator)

@@ -6,6 +6,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from imbmargin import MaxMarginClassifier
+from tests.checks import expected_failures
 
 
 class LazyNet(nn.Module):
@@ -22,15 +23,6 @@ class LazyNet(nn.Module):
 
     def forward(self, x):
         return self.head(self.backbone(x))
-
-
-def expected_failures(estimator):
-    """Only what scikit-learn expects of its own SGDClassifier and MLPClassifier."""
-    reason = "a row of weight 2 and the same row twice are drawn into other batches"
-    return {
-        "check_sample_weight_equivalence_on_dense_data": reason,
-        "check_sample_weight_equivalence_on_sparse_data": reason,
-    }
 
 
 # Fewer epochs than the default: the checks fit each configuration about a hundred times.

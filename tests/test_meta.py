@@ -12,16 +12,14 @@ from torch.utils.data import TensorDataset
 
 from imbmargin import BatchedGridSearchCV
 from imbmargin.meta import MetaWeightNetClassifier
+from tests.checks import expected_failures
 
 SETTINGS = {"max_epochs": 5, "random_state": 0, "module__hidden_units": (8,)}
 
 
 @parametrize_with_checks(
     [MetaWeightNetClassifier(max_epochs=30, random_state=0)],
-    expected_failed_checks=lambda estimator: {
-        f"check_sample_weight_equivalence_on_{kind}_data": "rows are drawn into other batches"
-        for kind in ("dense", "sparse")
-    },
+    expected_failed_checks=expected_failures,
 )
 def test_scikit_learn_check(estimator, check):
     check(estimator)

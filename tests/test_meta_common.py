@@ -13,20 +13,16 @@ from imbmargin.two_stage import (
     LearnableWeightScaling,
     MetaSampledRetraining,
 )
+from tests.checks import expected_failures
 
 NETWORK = MaxMarginClassifier(loss="cross_entropy", max_epochs=20, random_state=0)
 SECOND = {"max_epochs": 20, "random_state": 0}
 
 
-def expected_failures(estimator):
-    """Only what the network inside is expected to fail, see test_common."""
-    reason = "a row of weight 2 and the same row twice are drawn into other batches"
-    if isinstance(estimator.estimator, LogisticRegression):
-        return {}
-    return {
-        "check_sample_weight_equivalence_on_dense_data": reason,
-        "check_sample_weight_equivalence_on_sparse_data": reason,
-    }
+def expected_of_the_inner(estimator):
+    """Only what the network inside is expected to fail."""
+    inner = estimator.estimator
+    return {} if isinstance(inner, LogisticRegression) else expected_failures(inner)
 
 
 @parametrize_with_checks(
@@ -42,7 +38,7 @@ def expected_failures(estimator):
         LearnableWeightScaling(NETWORK, **SECOND),
         MetaSampledRetraining(NETWORK, **SECOND),
     ],
-    expected_failed_checks=expected_failures,
+    expected_failed_checks=expected_of_the_inner,
 )
 def test_scikit_learn_check(estimator, check):
     check(estimator)
