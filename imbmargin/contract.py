@@ -91,6 +91,10 @@ class ContractClassifier(NeuralNetClassifier):
     def __repr__(self) -> str:
         return BaseEstimator.__repr__(self)
 
+    def _get_params_html(self, deep: bool = True, **kwargs: Any) -> Any:
+        # The deep ones are those of skorch's callbacks, which nobody has set.
+        return super()._get_params_html(deep=False, **kwargs)
+
     @property
     def device(self) -> Any:
         """The device in use; ``get_params`` has the constructor's value."""

@@ -220,7 +220,7 @@ class CheckpointedLoop(StoredClassifier):
             return
         self._texts = []
         self._run = describe_run(self, self._make_dataset(X, y, sample_weight))
-        found = CheckpointFolder(self.checkpoint_dir).read()
+        found = self._read_checkpoint()
         changed = [] if found is None else differences(found["run"], self._run)
         if changed:
             raise ValueError(
@@ -273,6 +273,9 @@ class CheckpointedLoop(StoredClassifier):
             restore_state(self, self._checkpoint["state"])
             self._texts = list(self._checkpoint["state"]["history"])
             self._checkpoint = None
+
+    def _read_checkpoint(self) -> Any:
+        return CheckpointFolder(self.checkpoint_dir).read()
 
     def _write_checkpoint(self, finished: bool) -> None:
         content = {

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from imbmargin import pretraining, two_stage
 from imbmargin.bbn import BBNClassifier, BilateralNetwork
 from imbmargin.checkpoint import write_file
+from imbmargin.distributed import DistributedClassifier
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.meta import MetaWeightNetClassifier
 from imbmargin.meta_sampler import ClassRates, MetaSamplerClassifier
@@ -25,6 +26,7 @@ __all__ = ["TRUSTED_TYPES", "load_model", "save_model"]
 
 _ESTIMATORS: tuple[type, ...] = (
     MaxMarginClassifier,
+    DistributedClassifier,
     BBNClassifier,
     MetaWeightNetClassifier,
     MetaSamplerClassifier,

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["draw_seed", "get_random_states", "isolated_random_state", "set_random_states"]
+__all__ = [
+    "derive_seed",
+    "draw_seed",
+    "get_random_states",
+    "isolated_random_state",
+    "set_random_states",
+]
 
 
 def draw_seed(random_state: Any) -> int:
@@ -37,6 +43,11 @@ def draw_seed(random_state: Any) -> int:
     )
 
 
+def derive_seed(seed: int, *stage: int) -> int:
+    """Return a seed of its own for a stage, which is named by numbers."""
+    return int(np.random.SeedSequence(seed, spawn_key=stage).generate_state(1)[0])
+
+
 @contextmanager
 def isolated_random_state(seed: int, *stage: int, device: str = "cpu") -> Iterator[None]:
     """Seed torch, NumPy and Python inside the block and give their states back after it.
@@ -50,7 +61,7 @@ def isolated_random_state(seed: int, *stage: int, device: str = "cpu") -> Iterat
     device : str, default="cpu"
         A CUDA device whose generator is forked too.
     """
-    stream = int(np.random.SeedSequence(seed, spawn_key=stage).generate_state(1)[0])
+    stream = derive_seed(seed, *stage)
     states = get_random_states(device)
     try:
         random.seed(stream)

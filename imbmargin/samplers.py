@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from imbmargin.data.batches import ArrayBatches, targets_of
+from imbmargin.data.batches import ArrayBatches, batch_bounds, targets_of
 
-__all__ = ["ClassSampledLoader", "ClassSampler", "batches_at_rates"]
+__all__ = ["BatchParts", "ClassSampledLoader", "ClassSampler", "batches_at_rates"]
 
 
 class ClassSampler(Sampler[int]):
@@ -133,6 +134,81 @@ class ClassSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self._order)
+
+
+class BatchParts(Sampler[list[int]]):
+    """The part of every batch that is one process's, where several train together.
+
+    All processes draw the same rows of an epoch, from the same seed, and each takes its own part of
+    every batch. Together they see what one process would.
+
+    Parameters
+    ----------
+    sampler : ClassSampler
+        Over the whole training part. It gets a generator of its own.
+    batch_size : int
+        Rows of a batch, of all processes together; at least 2 for each. A rest of fewer rows joins
+        the batch before it, since batch normalisation is not defined on a single row.
+    process_index, num_processes : int
+        Which of how many.
+
+    Raises
+    ------
+    ValueError
+        If a process would be left with fewer than two rows.
+
+    Examples
+    --------
+    >>> from imbmargin.samplers import BatchParts, ClassSampler
+    >>> drawn = []
+    >>> for index in range(2):
+    ...     parts = BatchParts(ClassSampler([0, 1] * 5), 6, index, 2)
+    ...     parts.start_epoch(seed=0)
+    ...     drawn += [row for part in parts for row in part]
+    >>> sorted(drawn)
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+
+    def __init__(
+        self, sampler: ClassSampler, batch_size: int, process_index: int, num_processes: int
+    ) -> None:
+        least = 2 * num_processes
+        for name, rows in (("batch_size", batch_size), ("the training part", len(sampler))):
+            if rows < least:
+                raise ValueError(
+                    f"{num_processes} processes need at least {least} rows, two for each, but "
+                    f"{name} has {rows}; start fewer processes, or raise it"
+                )
+        self.sampler = sampler
+        self.sampler.generator = torch.Generator()
+        self.bounds = batch_bounds(len(sampler), batch_size, least)
+        self.process_index = process_index
+        self.num_processes = num_processes
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each batch, of all processes together."""
+        return [stop - start for start, stop in pairwise(self.bounds)]
+
+    def start_epoch(self, seed: int) -> None:
+        """Seed the draws of the epoch that follows: with the same in all processes."""
+        assert self.sampler.generator is not None
+        self.sampler.generator.manual_seed(seed)
+
+    def draw(self) -> Iterator[torch.Tensor]:
+        """Yield the rows of this process in each batch, as int64 tensors."""
+        order = None if self.sampler.by_batch else self.sampler.draw()
+        for start, stop in pairwise(self.bounds):
+            n = stop - start
+            rows = self.sampler.draw(n) if order is None else order[start:stop]
+            first, end = (n * (self.process_index + i) // self.num_processes for i in (0, 1))
+            yield rows[first:end]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (rows.tolist() for rows in self.draw())
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
 
 
 class ClassSampledLoader(DataLoader):

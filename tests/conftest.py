@@ -38,3 +38,14 @@ def images():
     """300 grey images of digits, uint8 (300, 1, 8, 8), and their labels."""
     X, y = load_digits(return_X_y=True)
     return X[:300].reshape(-1, 1, 8, 8).astype(np.uint8) * 15, y[:300]
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Dask cluster of two worker processes."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        yield cluster

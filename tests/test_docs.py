@@ -14,7 +14,8 @@ import matplotlib.pyplot as plt
 import pytest
 
 import imbmargin
-from imbmargin.benchmark.cli import _parser, method_rows
+from imbmargin.benchmark.arguments import make_parser
+from imbmargin.benchmark.cli import method_rows
 from imbmargin.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +125,7 @@ def test_the_code_of_a_page_runs_and_its_errors_are_those_shown(page, tmp_path, 
 
 def test_code_that_a_test_cannot_run_is_python():
     found = [code for page in PAGES for code, _ in blocks(page, re.escape("{code-block} python"))]
-    assert len(found) == 4
+    assert len(found) == 6
     for code in found:
         ast.parse(code)
 
@@ -139,7 +140,7 @@ def test_the_commands_of_the_pages_are_understood():
     commands = [shlex.split(line) for line in lines if line.startswith("imbmargin ")]
     assert len(commands) > 5
     for command in commands:
-        _parser().parse_args(command[1:])
+        make_parser().parse_args(command[1:])
 
 
 @pytest.mark.usefixtures("no_windows")

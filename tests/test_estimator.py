@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pandas as pd
@@ -490,3 +491,10 @@ def test_repr_shows_what_was_set():
     assert repr(MaxMarginClassifier(loss="ldam", drw_epoch=0.8)) == (
         "MaxMarginClassifier(drw_epoch=0.8, loss='ldam')"
     )
+
+
+def test_html_repr_shows_what_was_set_first_and_no_callbacks():
+    clf = MaxMarginClassifier(max_epochs=3, module__hidden_sizes=(8,))
+    shown = re.findall(r'<td class="param">(.*?)</td>', clf._repr_html_())
+    assert shown[:2] == ["max_epochs", "module__hidden_sizes"]
+    assert not any(name.startswith("callbacks__") for name in shown)

@@ -31,6 +31,7 @@ LAYERS = [
         "posthoc",
         "prior",
         "two_stage",
+        "distributed",
     },
     {"methods", "_batched", "search", "persistence", "export"},
     {"benchmark"},
@@ -83,7 +84,9 @@ def test_losses_never_import_skorch_or_scikit_learn():
             assert not any(name.startswith(("skorch", "sklearn")) for name in names), path
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "onnx", "polars", "skops", "torchvision"])
+@pytest.mark.parametrize(
+    "package", ["accelerate", "matplotlib", "onnx", "polars", "skops", "torchvision"]
+)
 def test_importing_the_package_leaves_out(package):
     code = f"import imbmargin, sys; sys.exit({package!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imbmargin.benchmark.cli import _parser
+from imbmargin.benchmark.arguments import make_parser
 from imbmargin.methods import METHODS, TABLE1
 from tests.speed.__main__ import CASES
 from tests.speed.measure import MARK, as_page
@@ -49,7 +49,7 @@ def test_the_commands_are_understood():
     assert len(commands) == 5
     for command in commands:
         assert command[0] == "imbmargin"
-        _parser().parse_args(command[1:])
+        make_parser().parse_args(command[1:])
 
 
 @pytest.mark.parametrize("heading", ["digits", "breast_cancer"])

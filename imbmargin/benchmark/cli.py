@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,17 +12,11 @@ from typing import Any
 from joblib import cpu_count
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from imbmargin._version import __version__
 from imbmargin.benchmark.across import compare_tables
-from imbmargin.benchmark.collection import PARTS
-from imbmargin.benchmark.contenders import (
-    BASELINES,
-    CONTENDERS,
-    DEFAULT_METHODS,
-    check_baselines,
-)
-from imbmargin.benchmark.jobs import IMBALANCES, DataSpec, Job, load_data
-from imbmargin.benchmark.paper import PAPER_EPOCHS, TABLES, table_jobs
+from imbmargin.benchmark.arguments import make_parser
+from imbmargin.benchmark.contenders import BASELINES, DEFAULT_METHODS, check_baselines
+from imbmargin.benchmark.jobs import DataSpec, Job, load_data
+from imbmargin.benchmark.paper import PAPER_EPOCHS, table_jobs
 from imbmargin.benchmark.published import paper_tables, schedule_note
 from imbmargin.benchmark.report import write_report
 from imbmargin.benchmark.runner import read_records, run_jobs
@@ -40,15 +33,6 @@ from imbmargin.losses import LOSSES
 from imbmargin.methods import AFTER, METHODS, SOURCES, TABLE1, make_classifier
 
 __all__ = ["main", "method_rows"]
-
-_EXAMPLES = """examples:
-  imbmargin benchmark
-  imbmargin benchmark --data payments.csv --target fraud
-  imbmargin benchmark --data photos/ --image-size 32 --methods ERM MM-LDAM-DRW --epochs 200
-  imbmargin benchmark table1 --data cifar10/ --seeds 3 --precision bfloat16
-  imbmargin benchmark table2 --data cifar10/ --imbalance long_tailed step --ratio 10 100
-  imbmargin benchmark tabular --part tuning --quick
-"""
 
 _SEEDS = 3
 
@@ -73,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
-        return int(options.run(options, shlex.join(["imbmargin", *arguments])))
+        return _COMMANDS[options.command](options, shlex.join(["imbmargin", *arguments]))
     except _UserError as error:
         print(f"imbmargin: error: {error}", file=sys.stderr)
         return 2
@@ -86,162 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class _UserError(Exception):
     """What the user asked for cannot be done; the text says why."""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="imbmargin", description="Deep learning on imbalanced data."
-    )
-    parser.add_argument("--version", action="version", version=f"imbmargin {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    benchmark = commands.add_parser(
-        "benchmark",
-        help="compare methods, samplers and ensembles on a data set",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_benchmark_options(benchmark)
-    benchmark.set_defaults(run=_benchmark)
-    report = commands.add_parser("report", help="write the report of a results folder anew")
-    report.add_argument("out", type=Path, help="folder of an earlier benchmark")
-    report.set_defaults(run=_report)
-    methods = commands.add_parser("methods", help="print the table of methods")
-    methods.set_defaults(run=_methods)
-    return parser
-
-
-def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    names = ", ".join(EMBEDDED)
-    add(
-        "experiment",
-        nargs="?",
-        choices=("compare", *TABLES, "tabular"),
-        default="compare",
-        help="compare: methods on data of your choice. table1: the methods of the paper on CIFAR. "
-        "table2, table3: MM-DRW over the published beta and delta_neg, on CIFAR-10 and CIFAR-100. "
-        "tabular: methods over many tables of the KEEL repository, which need imbmargin[bench] "
-        "(default: compare)",
-    )
-    add("--part", choices=PARTS, help="half of the tables, for tabular")
-    add("--quick", action="store_true", help="for tabular, only a few small tables")
-    add(
-        "--data",
-        nargs="+",
-        metavar="DATA",
-        help=f"embedded data ({names}), a CSV or Parquet file, or a folder of images with a "
-        "folder for each class (default: digits breast_cancer). For a table: the folder of CIFAR, "
-        "with train/ and test/ or with the published batches",
-    )
-    add(
-        "--dataset",
-        choices=CIFAR_CLASSES,
-        help="which data set the folder of a table holds (default: by its number of classes)",
-    )
-    add("--download", action="store_true", help="let torchvision fetch CIFAR into the folder")
-    add("--target", metavar="COLUMN", help="column of the labels, of a CSV or Parquet file")
-    add(
-        "--methods",
-        nargs="+",
-        choices=CONTENDERS,
-        metavar="METHOD",
-        help=f"what is compared: {', '.join(CONTENDERS)} (default: {' '.join(DEFAULT_METHODS)}; "
-        f"for table1 the 14 rows that it has, for tabular {' '.join(TABULAR_METHODS)})",
-    )
-    add(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        type=_assignment,
-        metavar="NAME=VALUE",
-        help="arguments of MaxMarginClassifier for every method, such as criterion__scale=10",
-    )
-    add(
-        "--imbalance",
-        nargs="+",
-        choices=IMBALANCES,
-        help="subsets of the training part (default: long_tailed for embedded data and tables, "
-        "none for your own)",
-    )
-    add(
-        "--ratio",
-        nargs="+",
-        type=float,
-        help="imbalance ratios of the subsets (default: 20; for tables 100)",
-    )
-    add(
-        "--n-max",
-        type=_positive,
-        metavar="ROWS",
-        help="rows of the most frequent class of the subset (default: all it has)",
-    )
-    add(
-        "--seeds",
-        type=_positive,
-        metavar="N",
-        help="number of seeds (default: 3); for tabular, of splits into five folds (default: 2, "
-        "or 1 with --quick)",
-    )
-    add(
-        "--epochs",
-        type=_positive,
-        help="epochs of the networks (default: 40; for table1 to table3 200, the papers' number: "
-        "warm-up, drops of the rate and deferral move in proportion)",
-    )
-    add(
-        "--out",
-        type=Path,
-        default=Path("imbmargin-benchmark"),
-        metavar="FOLDER",
-        help="folder of the results (default: imbmargin-benchmark)",
-    )
-    add(
-        "--jobs",
-        type=_positive,
-        metavar="N",
-        help="jobs at a time (default: one for each core, or one for folders of images)",
-    )
-    add(
-        "--dask",
-        metavar="ADDRESS",
-        help="run the jobs on the workers of this Dask scheduler, such as tcp://host:8786; they "
-        "must see the data and the results under the same paths",
-    )
-    add(
-        "--image-size",
-        type=_positive,
-        metavar="PIXELS",
-        help="cut and resize the images of a folder",
-    )
-    add(
-        "--cache",
-        metavar="FOLDER",
-        help="keep the decoded images of a folder here, so that later runs need not decode them",
-    )
-    add(
-        "--precision",
-        choices=("float32", "bfloat16", "float16", "auto"),
-        default="float32",
-        help="arithmetic of the methods (default: float32)",
-    )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"must have the form name=value, got {text!r}")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def _data_specs(options: argparse.Namespace) -> list[DataSpec]:
@@ -474,3 +302,6 @@ def _methods(options: argparse.Namespace, _: str) -> int:
         pairs = zip(row, widths, strict=True)
         print("  ".join(cell.ljust(width) for cell, width in pairs).rstrip())
     return 0
+
+
+_COMMANDS = {"benchmark": _benchmark, "report": _report, "methods": _methods}

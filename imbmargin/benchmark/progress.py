@@ -1,13 +1,15 @@
-"""A bar over the epochs of all jobs, wherever they run."""
+"""The epochs of all jobs, wherever they run: a bar in a terminal, lines in a log."""
 
 from __future__ import annotations
 
+import io
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from imbmargin.benchmark.jobs import Job
 from imbmargin.checkpoint import CheckpointFolder
@@ -15,13 +17,15 @@ from imbmargin.checkpoint import CheckpointFolder
 __all__ = ["Progress"]
 
 _SECONDS = 2.0
+_SECONDS_IN_A_LOG = 30.0
 
 
 class Progress:
     """Show how many epochs are done and how long the others will take.
 
     Jobs run in other processes, perhaps on other machines; where each of them is can be read off
-    the names of its checkpoints.
+    the names of its checkpoints. Where standard error is no terminal, a line is printed now and
+    then instead of a bar that moves.
 
     Parameters
     ----------
@@ -47,6 +51,7 @@ class Progress:
     def __init__(self, folders: dict[Job, Path], done: Iterable[Job]) -> None:
         self.folders = folders
         self.done = set(done)
+        self._in_log = not sys.stderr.isatty()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -60,7 +65,13 @@ class Progress:
     def __enter__(self) -> Progress:
         total = sum(job.epochs for job in self.folders)
         self.bar = tqdm(
-            total=total, initial=self.count(), desc="benchmark", unit="epoch", smoothing=0
+            total=total,
+            initial=self.count(),
+            desc="benchmark",
+            unit="epoch",
+            smoothing=0,
+            # In a log the text of the bar is printed line by line, and the bar itself is not.
+            file=io.StringIO() if self._in_log else None,
         )
         self._thread.start()
         return self
@@ -68,6 +79,8 @@ class Progress:
     def __exit__(self, *_: Any) -> None:
         self._over.set()
         self._thread.join()
+        if self._in_log:
+            self._update()
         self.bar.close()
 
     def finish(self, job: Job, text: str) -> None:
@@ -75,13 +88,17 @@ class Progress:
         self.done.add(job)
         left = len(self.folders) - len(self.done)
         self.bar.set_postfix_str(f"{left} jobs left; {text}", refresh=False)
-        self._update()
+        if not self._in_log:
+            self._update()
 
     def _follow(self) -> None:
-        while not self._over.wait(_SECONDS):
+        while not self._over.wait(_SECONDS_IN_A_LOG if self._in_log else _SECONDS):
             self._update()
 
     def _update(self) -> None:
         # A job that failed begins anew: the bar then waits for it.
         self.bar.n = max(self.bar.n, self.count())
-        self.bar.refresh()
+        if self._in_log:
+            print(self.bar, file=sys.stderr, flush=True)
+        else:
+            self.bar.refresh()

@@ -188,25 +188,25 @@ class ArrayBatches:
 
     def _bounds(self) -> list[int]:
         n = len(self.dataset) if self.rows is None else len(self.rows)
-        bounds = [*range(0, n, self.batch_size), n]
-        if self.sampler is not None and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
-            del bounds[-2]
-        return bounds
+        return batch_bounds(n, self.batch_size, least=1 if self.sampler is None else 2)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.sampler is not None and self.sampler.by_batch:
             for start, stop in pairwise(self._bounds()):
-                yield self._move(self.dataset.fetch(self._drawn(stop - start)))
+                yield self.fetch(self.sampler.draw(stop - start))
             return
-        order = self.rows if self.sampler is None else self._drawn()
+        order = self.rows if self.sampler is None else self._located(self.sampler.draw())
         for start, stop in pairwise(self._bounds()):
             part = slice(start, stop)
             yield self._move(self.dataset.fetch(part if order is None else order[part]))
 
-    def _drawn(self, n: int | None = None) -> torch.Tensor:
-        order = self.sampler.draw(n)
-        order = order if self.rows is None else self.rows[order]
-        return order.to(self.dataset.device)
+    def fetch(self, rows: torch.Tensor) -> Batch:
+        """Return the batch of the given rows: an int64 tensor of numbers within the dataset."""
+        return self._move(self.dataset.fetch(self._located(rows)))
+
+    def _located(self, rows: torch.Tensor) -> torch.Tensor:
+        rows = rows if self.rows is None else self.rows[rows]
+        return rows.to(self.dataset.device)
 
     def _move(self, batch: Any) -> Any:
         if self.device.type != "cuda" or self.dataset.device.type == "cuda":
@@ -214,6 +214,14 @@ class ArrayBatches:
         if isinstance(batch, tuple):
             return tuple(self._move(part) for part in batch)
         return batch.pin_memory().to(self.device, non_blocking=True)
+
+
+def batch_bounds(rows: int, batch_size: int, least: int) -> list[int]:
+    """Return where batches begin, and the end; a rest of fewer rows joins the batch before it."""
+    bounds = [*range(0, rows, batch_size), rows]
+    if len(bounds) > 2 and bounds[-1] - bounds[-2] < least:
+        del bounds[-2]
+    return bounds
 
 
 def as_arrays(dataset: Dataset) -> tuple[ArrayDataset, torch.Tensor | None]:

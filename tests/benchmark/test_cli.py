@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ from PIL import Image
 
 from imbmargin import __version__
 from imbmargin.benchmark import cli
+from imbmargin.benchmark.arguments import make_parser
 from imbmargin.benchmark.cli import main
 from imbmargin.benchmark.runner import read_records
 from imbmargin.methods import METHODS
@@ -132,6 +134,17 @@ def test_methods_prints_a_line_for_each(capsys):
     assert "mm_ldam" in row
     assert "80%" in row
     assert "ClassifierRetraining" in next(line for line in lines if line.startswith("cRT"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["benchmark", "--help"]])
+def test_the_commands_that_the_help_teaches_are_understood(arguments, capsys):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(arguments)
+    taught = re.findall(r"^  imbmargin (.+?)(?:   .*)?$", capsys.readouterr().out, re.MULTILINE)
+    taught = [command.split() for command in taught if "--help" not in command]
+    assert len(taught) >= 2
+    for command in taught:
+        make_parser().parse_args(command)
 
 
 def test_the_module_runs_as_a_command():

@@ -5,22 +5,13 @@ import signal
 import threading
 import time
 
-import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from imbmargin.benchmark.cli import main
 from imbmargin.benchmark.jobs import DataSpec, Job
 from imbmargin.benchmark.runner import read_records, run_jobs
 
 JOBS = [Job(DataSpec("wine"), method, seed, 4) for method in ("ERM", "MM-DRW") for seed in (0, 1)]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        yield cluster
 
 
 def scores(records):
