@@ -41,8 +41,8 @@ numpydoc_validation_checks = {
     *("GL02", "PR03", "PR04", "PR08", "RT02", "RT03", "RT04", "SS02"),
 }
 numpydoc_validation_exclude = {
-    # They add to the parameters of a class that has the others.
-    r"(BBN|MetaWeightNet|MetaSampler)Classifier$",
+    # They take the parameters of a class that documents them, and add to them.
+    r"(BBN|Distributed|MetaWeightNet|MetaSampler)Classifier$",
     # Methods that do what the interface of scikit-learn or torch says, and say so in a line.
     r"\.[A-Z]\w+\.\w+$",
 }
