@@ -278,10 +278,10 @@ class _Losses(nn.Module):
             self.margins = None
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.seed_index is None:
-            targets = target.expand(len(logits), -1)
-        else:
-            targets = target.T[self.seed_index]
+        shared = self.seed_index is None
+        targets = target.expand(len(logits), -1) if shared else target.T[self.seed_index]
+        if (members := logits.shape[1] // targets.shape[1]) > 1:
+            targets = targets.repeat_interleave(members, dim=1)
         if self.margins is not None:
             means = self.margins(logits, targets)
         else:
@@ -491,9 +491,8 @@ class _Together(MaxMarginClassifier):
         net.history_ = History()
         for row, rates in zip(self.history_, self.rates_, strict=True):
             batches = [{**batch, "train_loss": next(of_batch)} for batch in row["batches"]]
-            own = {"batches": batches, "event_lr": rates[first_group]}
-            if "dur" in row:
-                own["dur"] = row["dur"] / len(self.nets_)
+            duration = row.get("dur", 0.0) / len(self.nets_)
+            own = {"batches": batches, "event_lr": rates[first_group], "dur": duration}
             net.history_.append({**row, **{key: own[key] for key in own.keys() & row.keys()}})
             for _, callback in net.callbacks_:
                 if isinstance(callback, PassthroughScoring):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imbmargin._paired import PairedBatches
+from imbmargin.modules.members import SpreadMembers
 from imbmargin.randomness import isolated_random_state
 
 __all__ = ["BBNClassifier", "BilateralNetwork"]
@@ -53,7 +54,7 @@ class BilateralNetwork(nn.Module):
         if not isinstance(backbone, nn.Sequential) or not hasattr(head, "in_features"):
             raise ValueError(
                 f"BBN needs a module with a Sequential as `backbone` and a linear `head`, got "
-                f"{type(network).__name__}"
+                f"{type(network).__name__}; for tables use 'mlp'"
             )
         if not 1 <= branch_layers < len(backbone):
             raise ValueError(
@@ -62,7 +63,7 @@ class BilateralNetwork(nn.Module):
             )
         if hasattr(network, "input_norm"):
             self.input_norm = network.input_norm
-        self.flattens = any(isinstance(layer, nn.Linear) for layer in backbone[:1])
+        self.flattens = any(isinstance(layer, (nn.Linear, SpreadMembers)) for layer in backbone[:1])
         self.shared = backbone[:-branch_layers]
         self.conventional = backbone[-branch_layers:]
         self.rebalancing = copy.deepcopy(self.conventional)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from imbmargin.data import inputs
 from imbmargin.data.batches import ArrayDataset, as_arrays, is_array_dataset, targets_of
 from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.modules.members import rows_per_target
 from imbmargin.randomness import isolated_random_state
 
 __all__ = ["MetaWeightNetClassifier"]
@@ -25,6 +26,12 @@ def check_row_losses(net: Any) -> None:
         raise ValueError(
             f"loss={net.loss!r} does not give losses of single rows from the logits; use one "
             "of imbmargin.losses that does, such as 'cross_entropy'"
+        )
+    members = rows_per_target(net.module_)
+    if members > 1:
+        raise ValueError(
+            f"{type(net).__name__} needs one row of logits for each row of the data, but the "
+            f"network has {members} members; set module__members=1"
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from imbmargin.loop import CheckpointedLoop
 from imbmargin.modules import WeightAverage, find_head, watch_input
+from imbmargin.modules.members import rows_per_target
 from imbmargin.parts import resolve_precision
 
 __all__ = ["BatchSteps"]
@@ -73,6 +74,13 @@ class BatchSteps(CheckpointedLoop):
         """Return the targets of a batch, and the weights of its rows if there are any."""
         y = to_tensor(y, device=self.device)
         return tuple(y) if isinstance(y, (tuple, list)) else (y, None)
+
+    def _repeated(self, *of_rows: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return targets and weights once for each row of logits that the network gives."""
+        times = rows_per_target(self.module_)
+        if times == 1:
+            return of_rows
+        return tuple(part if part is None else part.repeat_interleave(times) for part in of_rows)
 
     def _mixed(self, batch: Any) -> Any:
         x, (target, weight) = self._to_module(batch[0]), self._target_and_weight(batch[1])
@@ -149,8 +157,9 @@ class BatchSteps(CheckpointedLoop):
             if "features" in context:
                 context["features"] = torch.cat([context["features"]] * 2)
             logits = torch.cat([y_pred, y_pred])
-            return self.criterion_(logits, y_true.target, y_true.weight, **context)
-        y_true = to_tensor(y_true, device=self.device)
-        if isinstance(y_true, (tuple, list)):
-            return self.criterion_(y_pred, *y_true, **context)
-        return self.criterion_(y_pred, y_true, **context)
+            both = self._repeated(y_true.target, y_true.weight)
+            return self.criterion_(logits, *both, **context)
+        target, weight = self._repeated(*self._target_and_weight(y_true))
+        # A loss of the user's own, or of torch, takes no weights of rows.
+        weights = () if weight is None else (weight,)
+        return self.criterion_(y_pred, target, *weights, **context)

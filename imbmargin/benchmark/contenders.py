@@ -21,7 +21,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from imbmargin.estimator import MaxMarginClassifier
-from imbmargin.methods import METHODS, make_classifier
+from imbmargin.losses import LOSSES
+from imbmargin.methods import AFTER, CLASSES, METHODS, make_classifier
+from imbmargin.posthoc import LogitAdjustment
 
 __all__ = [
     "BASELINES",
@@ -38,6 +40,8 @@ Make = Callable[[NDArray[Any], int, int], Any]
 
 # Below these, the papers' protocol leaves a network too few steps, or too few pixels.
 _SMALL_SET = 5000
+# Batches of a table: a sixteenth of its rows, between these, in powers of two.
+_TABLE_BATCHES = (32, 256)
 _SMALL_IMAGE = 16
 
 
@@ -46,7 +50,8 @@ def training_settings(n_train: int, image_shape: tuple[int, ...] | None) -> dict
 
     Its defaults are the papers' protocol for sets like CIFAR: batches of 128 and, for images, a
     ResNet-32 and a rate that falls a hundredfold after 80 % of the epochs. A few hundred images
-    then have too few steps left.
+    then have too few steps left. Tables get batches of a sixteenth of their rows, and the network
+    that was best on the tuning half of the tables.
 
     Parameters
     ----------
@@ -58,7 +63,7 @@ def training_settings(n_train: int, image_shape: tuple[int, ...] | None) -> dict
     Returns
     -------
     settings : dict
-        Empty from 5,000 rows on.
+        Empty from 5,000 images on.
 
     Examples
     --------
@@ -67,22 +72,31 @@ def training_settings(n_train: int, image_shape: tuple[int, ...] | None) -> dict
     {'batch_size': 32, 'lr_schedule': 'cosine', 'module': 'resnet20'}
     >>> training_settings(12406, (3, 32, 32))
     {}
+    >>> training_settings(2000, None)
+    {'batch_size': 128, 'module': 'tabm'}
     """
+    if image_shape is None:
+        size = 2 ** round(np.log2(n_train / 16))
+        return {"batch_size": int(np.clip(size, *_TABLE_BATCHES)), "module": "tabm"}
     if n_train >= _SMALL_SET:
         return {}
-    settings: dict[str, Any] = {"batch_size": 32}
-    if image_shape is not None:
-        settings["lr_schedule"] = "cosine"
-        if min(image_shape[1:]) < _SMALL_IMAGE:
-            settings["module"] = "resnet20"
+    settings: dict[str, Any] = {"batch_size": 32, "lr_schedule": "cosine"}
+    if min(image_shape[1:]) < _SMALL_IMAGE:
+        settings["module"] = "resnet20"
     return settings
+
+
+def _needs_one_head(name: str) -> bool:
+    """Tell whether a method looks into the network, which then cannot be an ensemble."""
+    looks = bool(LOSSES[METHODS[name]["loss"]].needs) or name in CLASSES
+    return looks or AFTER.get(name, LogitAdjustment) is not LogitAdjustment
 
 
 def _mlp(counts: NDArray[Any], max_epochs: int, random_state: int) -> MaxMarginClassifier:
     # The network and the training of ERM on tables, so that the sampler makes the difference.
     settings = training_settings(counts.sum(), None)
     settings |= {"max_epochs": max_epochs, "random_state": random_state}
-    return MaxMarginClassifier(module="mlp", loss="cross_entropy", **settings)
+    return MaxMarginClassifier(loss="cross_entropy", **settings)
 
 
 def _boosting(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
@@ -238,6 +252,8 @@ def make_contender(
     if name not in METHODS:
         raise ValueError(f"methods must be among {list(CONTENDERS)}, got {name!r}")
     settings = training_settings(class_counts.sum(), image_shape)
+    if image_shape is None and _needs_one_head(name):
+        settings["module"] = "mlp"
     # Where a method has a setting of its own, that holds; and before all, what is given.
     settings = {key: value for key, value in settings.items() if key not in METHODS[name]}
     return make_classifier(

@@ -13,6 +13,7 @@ __all__ = ["TABULAR_EPOCHS", "TABULAR_METHODS", "TABULAR_REPEATS", "tabular_jobs
 
 TABULAR_METHODS = (
     *NETWORKS,
+    "LA-post-hoc",
     "SMOTE+MLP",
     "BorderlineSMOTE+MLP",
     "RandomUnderSampler+MLP",

@@ -16,12 +16,13 @@ from imbmargin.modules.heads import (
     replace_head,
     watch_input,
 )
-from imbmargin.modules.mlp import MLP
+from imbmargin.modules.mlp import MLP, TabM
 from imbmargin.modules.normalize import InputNorm, channel_statistics
 from imbmargin.modules.resnet import ResNet20, ResNet32, ResNet44, ResNet56, ResNetCIFAR
 
 MODULES: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
+    "tabm": TabM,
     "resnet20": ResNet20,
     "resnet32": ResNet32,
     "resnet44": ResNet44,
@@ -40,6 +41,7 @@ __all__ = [
     "ResNet44",
     "ResNet56",
     "ResNetCIFAR",
+    "TabM",
     "WeightAverage",
     "channel_statistics",
     "find_head",

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from imbmargin.modules.members import MemberHeads
 
 __all__ = ["HEADS", "CosineLinear", "find_head", "make_head", "replace_head", "watch_input"]
 
@@ -128,7 +131,7 @@ def find_head(module: nn.Module) -> tuple[str, nn.Module]:
     Raises
     ------
     ValueError
-        If there is neither.
+        If there is neither, or the members of an ensemble have a head each.
 
     Examples
     --------
@@ -138,6 +141,11 @@ def find_head(module: nn.Module) -> tuple[str, nn.Module]:
     '2'
     """
     head = getattr(module, "head", None)
+    if isinstance(head, MemberHeads):
+        raise ValueError(
+            f"each of the {len(head.heads)} members of {type(module).__name__} has a head of its "
+            "own, and one last layer is needed here; set module__members=1"
+        )
     if isinstance(head, nn.Module):
         return "head", head
     found = [pair for pair in module.named_modules() if isinstance(pair[1], nn.Linear)]
@@ -204,16 +212,20 @@ def replace_head(module: nn.Module, num_classes: int) -> None:
     >>> network.head
     Linear(in_features=128, out_features=3, bias=True)
     """
-    head = module.head
+    module.head = _fresh(module.head, num_classes)
+
+
+def _fresh(head: Any, num_classes: int) -> nn.Module:
+    if isinstance(head, MemberHeads):
+        return MemberHeads([_fresh(own, num_classes) for own in head.heads])
     if isinstance(head, nn.LazyLinear):
-        module.head = nn.LazyLinear(num_classes, bias=head.bias is not None)
-    elif isinstance(head, CosineLinear):
-        module.head = CosineLinear(head.in_features, num_classes)
-    elif isinstance(head, nn.Linear):
-        module.head = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
-    else:
-        raise TypeError(
-            f"the head of {type(module).__name__} is a {type(head).__name__} for another number "
-            f"of classes than {num_classes}; only Linear and CosineLinear can be replaced, so "
-            f"give the module a head with {num_classes} outputs"
-        )
+        return nn.LazyLinear(num_classes, bias=head.bias is not None)
+    if isinstance(head, CosineLinear):
+        return CosineLinear(head.in_features, num_classes)
+    if isinstance(head, nn.Linear):
+        return nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+    raise TypeError(
+        f"the head is a {type(head).__name__} for another number of classes than {num_classes}; "
+        "only Linear and CosineLinear can be replaced, so give the module a head with "
+        f"{num_classes} outputs"
+    )

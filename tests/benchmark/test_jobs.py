@@ -15,6 +15,7 @@ from imbmargin.benchmark.contenders import (
     training_settings,
 )
 from imbmargin.benchmark.jobs import DataSpec, Job, environment, load_data, run_job
+from imbmargin.methods import METHODS
 
 IRIS = DataSpec("iris", imbalance="long_tailed", ratio=5)
 
@@ -135,8 +136,21 @@ def test_small_data_have_settings_of_their_own_unless_others_are_given():
     given = make_contender("BBN", **small, lr_schedule="step", batch_size=8)
     assert (given.lr_schedule, given.batch_size) == ("step", 8)
     assert training_settings(400, (3, 32, 32)) == {"batch_size": 32, "lr_schedule": "cosine"}
-    assert training_settings(400, None) == {"batch_size": 32}
+    assert training_settings(400, None) == {"batch_size": 32, "module": "tabm"}
+    assert training_settings(10**6, None)["batch_size"] == 256
     assert training_settings(5000, (1, 8, 8)) == {}
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "LDAM-DRW+SSP"])
+def test_a_table_has_an_ensemble_where_the_method_takes_one(method, table):
+    X, y = table
+    classifier = make_contender(
+        method, image_shape=None, class_counts=np.bincount(y), max_epochs=2, random_state=0
+    )
+    one_head = {"IB", "L-Softmax", "BBN", "MW-Net", "tau-norm", "NCM", "cRT", "LWS", "MM-cRT"}
+    network = "mlp" if method in one_head | {"BALMS"} else "tabm"
+    assert getattr(classifier, "estimator", classifier).module == network
+    assert classifier.fit(X, y).predict(X).shape == y.shape
 
 
 def test_environment_names_versions_and_hardware():

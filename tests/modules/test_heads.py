@@ -55,5 +55,5 @@ def test_a_replaced_head_is_of_the_same_kind(head):
 def test_a_head_of_another_kind_cannot_be_replaced():
     network = nn.Module()
     network.head = nn.Bilinear(2, 2, 3)
-    with pytest.raises(TypeError, match=r"head of Module is a Bilinear .* give the module a head"):
+    with pytest.raises(TypeError, match=r"head is a Bilinear .* give the module a head"):
         replace_head(network, 4)
