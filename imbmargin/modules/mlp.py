@@ -105,7 +105,7 @@ class MLP(nn.Module):
 
 
 class TabM(MLP):
-    """`MLP` with eight members and dropout: better on tables, for about four times the time.
+    """`MLP` with eight members and dropout: better on tables, for four to six times the time.
 
     Parameters
     ----------
