@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from imbmargin._paired import PairedBatches
-from imbmargin.modules.members import SpreadMembers
 from imbmargin.randomness import isolated_random_state
 
 __all__ = ["BBNClassifier", "BilateralNetwork"]
@@ -63,7 +62,7 @@ class BilateralNetwork(nn.Module):
             )
         if hasattr(network, "input_norm"):
             self.input_norm = network.input_norm
-        self.flattens = any(isinstance(layer, (nn.Linear, SpreadMembers)) for layer in backbone[:1])
+        self.flattens = any(isinstance(layer, nn.Linear) for layer in backbone[:1])
         self.shared = backbone[:-branch_layers]
         self.conventional = backbone[-branch_layers:]
         self.rebalancing = copy.deepcopy(self.conventional)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, make_classification
 
+from tests.tables import three_classes
+
 matplotlib.use("Agg")
 # The estimators of the suite are small: more threads would only wait for one another.
 torch.set_num_threads(1)
@@ -12,16 +14,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def table():
     """An imbalanced table with three classes: X (300, 8), y (300,) of counts about 210/60/30."""
-    X, y = make_classification(
-        n_samples=300,
-        n_features=8,
-        n_informative=6,
-        n_classes=3,
-        weights=[0.7, 0.2, 0.1],
-        class_sep=2.0,
-        random_state=0,
-    )
-    return X.astype(np.float32), y
+    return three_classes(300)
 
 
 @pytest.fixture(scope="session")

@@ -6,23 +6,14 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import make_classification
 from skorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from imbmargin.distributed import DistributedClassifier, _processes
+from tests.tables import three_classes
 
-X, Y = make_classification(
-    n_samples=301,
-    n_features=8,
-    n_informative=6,
-    n_classes=3,
-    weights=[0.7, 0.2, 0.1],
-    class_sep=2.0,
-    random_state=0,
-)
-X = X.astype(np.float32)
+X, Y = three_classes(301)
 # The first column names the row.
 NUMBERED = np.column_stack([np.arange(301), X[:, 1:]]).astype(np.float32)
 WEIGHTS = np.linspace(0.5, 2, 301)

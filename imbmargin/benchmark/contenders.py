@@ -40,12 +40,14 @@ Make = Callable[[NDArray[Any], int, int], Any]
 
 # Below these, the papers' protocol leaves a network too few steps, or too few pixels.
 _SMALL_SET = 5000
+_SMALL_IMAGE = 16
 # Batches of a table: a sixteenth of its rows, between these, in powers of two.
 _TABLE_BATCHES = (32, 256)
-_SMALL_IMAGE = 16
 
 
-def training_settings(n_train: int, image_shape: tuple[int, ...] | None) -> dict[str, Any]:
+def training_settings(
+    n_train: int, image_shape: tuple[int, ...] | None, method: str | None = None
+) -> dict[str, Any]:
     """Return the arguments of `MaxMarginClassifier` that small data need.
 
     Its defaults are the papers' protocol for sets like CIFAR: batches of 128 and, for images, a
@@ -59,6 +61,8 @@ def training_settings(n_train: int, image_shape: tuple[int, ...] | None) -> dict
         Training rows.
     image_shape : tuple of int, or None
         (channels, height, width) of images.
+    method : str, default=None
+        Name of the method. Some look into the network, which then cannot be an ensemble.
 
     Returns
     -------
@@ -74,10 +78,13 @@ def training_settings(n_train: int, image_shape: tuple[int, ...] | None) -> dict
     {}
     >>> training_settings(2000, None)
     {'batch_size': 128, 'module': 'tabm'}
+    >>> training_settings(2000, None, "cRT")
+    {'batch_size': 128, 'module': 'mlp'}
     """
     if image_shape is None:
         size = 2 ** round(np.log2(n_train / 16))
-        return {"batch_size": int(np.clip(size, *_TABLE_BATCHES)), "module": "tabm"}
+        module = "mlp" if method in METHODS and _needs_one_head(method) else "tabm"
+        return {"batch_size": int(np.clip(size, *_TABLE_BATCHES)), "module": module}
     if n_train >= _SMALL_SET:
         return {}
     settings: dict[str, Any] = {"batch_size": 32, "lr_schedule": "cosine"}
@@ -87,7 +94,7 @@ def training_settings(n_train: int, image_shape: tuple[int, ...] | None) -> dict
 
 
 def _needs_one_head(name: str) -> bool:
-    """Tell whether a method looks into the network, which then cannot be an ensemble."""
+    """Tell whether a method looks into the network."""
     looks = bool(LOSSES[METHODS[name]["loss"]].needs) or name in CLASSES
     return looks or AFTER.get(name, LogitAdjustment) is not LogitAdjustment
 
@@ -251,9 +258,7 @@ def make_contender(
         return BASELINES[name](class_counts, max_epochs, random_state)
     if name not in METHODS:
         raise ValueError(f"methods must be among {list(CONTENDERS)}, got {name!r}")
-    settings = training_settings(class_counts.sum(), image_shape)
-    if image_shape is None and _needs_one_head(name):
-        settings["module"] = "mlp"
+    settings = training_settings(class_counts.sum(), image_shape, name)
     # Where a method has a setting of its own, that holds; and before all, what is given.
     settings = {key: value for key, value in settings.items() if key not in METHODS[name]}
     return make_classifier(

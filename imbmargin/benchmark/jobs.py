@@ -276,7 +276,7 @@ def _measure(job: Job, shows_epochs: bool, checkpoint_dir: Path | None) -> dict[
     proba = model.predict_proba(X_test) if logits is None else _probability(model, logits)
     record = {
         "images": data.image_shape is not None,
-        "settings": training_settings(len(data.y_train), data.image_shape),
+        "settings": training_settings(len(data.y_train), data.image_shape, job.method),
         "sample_shape": list(data.X_train.shape[1:]),
         "n_train": len(data.y_train),
         "n_test": len(data.y_test),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partialmethod
 
 from torch import Tensor, nn
 
@@ -125,18 +126,7 @@ class TabM(MLP):
     torch.Size([2, 3])
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        hidden_units: Sequence[int] = (128, 128),
-        dropout: float = 0.1,
-        members: int = 8,
-        head: Head = "linear",
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(in_features, num_classes, hidden_units, dropout, members, head, mean, std)
+    __init__ = partialmethod(MLP.__init__, dropout=0.1, members=8)
 
 
 def _linear(in_features: int, out_features: int, members: int, is_first: bool) -> nn.Module:
