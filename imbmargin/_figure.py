@@ -27,6 +27,8 @@ __all__ = [
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
+# For bars what dashes are for lines, where colours come again.
+HATCHES = ("", "///", "...", "xxx")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 GREY = "0.4"
 
@@ -76,8 +78,10 @@ def draw_bars(ax: Any, values: Mapping[str, NDArray[Any]], **kwargs: Any) -> Non
     for i, (name, value) in enumerate(values.items()):
         rank, look = np.arange(len(value)), series_look(i)
         if len(values) * len(value) <= 60:
-            look = {"label": name, "color": look["color"]}
-            ax.bar(rank + (i + 0.5) * width - 0.4, value, width, **look | kwargs)
+            fill: dict[str, Any] = {"label": name, "color": look["color"]}
+            if hatch := HATCHES[i // len(COLORS) % len(HATCHES)]:
+                fill |= {"hatch": hatch, "edgecolor": "white", "linewidth": 0}
+            ax.bar(rank + (i + 0.5) * width - 0.4, value, width, **fill | kwargs)
         else:
             marks = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "linewidth": 0.8}
             ax.plot(rank, value, **{"label": name} | look | marks | kwargs)

@@ -356,3 +356,11 @@ def test_missing_matplotlib_is_named_with_its_cure(monkeypatch):
 def test_matplotlib_is_not_imported_with_the_module(module):
     source = Path(module.__file__).read_text(encoding="utf-8")
     assert not re.search(r"^(import|from) matplotlib", source, re.MULTILINE)
+
+
+def test_bars_beyond_the_colours_are_hatched():
+    _, ax = plt.subplots()
+    _figure.draw_bars(ax, {f"method {i}": np.ones(2) for i in range(8)})
+    looks = [(bars[0].get_facecolor(), bars[0].get_hatch()) for bars in ax.containers]
+    assert len(set(looks)) == 8
+    assert looks[7][0] == looks[0][0]
