@@ -448,10 +448,10 @@ def test_precision(table, precision):
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_auto_is_bfloat16_for_images_where_the_processor_has_it(table, images, monkeypatch, has):
+def test_auto_is_bfloat16_for_images_where_it_is_faster(table, images, monkeypatch, has):
     from imbmargin import parts
 
-    monkeypatch.setattr(parts, "_cpu_has_bfloat16", lambda: has)
+    monkeypatch.setattr(parts, "has_fast_bfloat16", lambda: has)
     common = {"precision": "auto", "device": "cpu", "max_epochs": 1}
     of_images = fit(*images, module="resnet20", **common)._autocast_dtype()
     assert of_images is (torch.bfloat16 if has else None)

@@ -13,7 +13,16 @@ ROOT = Path(imbmargin.__file__).parent
 
 # A module may import from the layers before its own, and from its own.
 LAYERS = [
-    {"_version", "_figure", "weights", "metrics", "data.imbalance", "data.selection", "randomness"},
+    {
+        "_version",
+        "_figure",
+        "_hardware",
+        "weights",
+        "metrics",
+        "data.imbalance",
+        "data.selection",
+        "randomness",
+    },
     {"losses", "modules", "data", "samplers", "datasets"},
     {"parts", "callbacks", "checkpoint", "portable"},
     {"contract", "resume"},

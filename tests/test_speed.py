@@ -28,6 +28,10 @@ CONTENDERS = {
     "methods": {
         *("ERM", "MM", "mixup", "ERM, strong", "ERM, averaged", "BBN", "MW-Net", "meta sampler"),
     },
+    "boosting": {
+        *("LightGBM", "HistGradientBoosting"),
+        *("LA-post-hoc, mlp", "LA-post-hoc, tabm", "MM-DRW, mlp"),
+    },
     "search": {
         *("GridSearchCV, skorch", "GridSearchCV, skorch, n_jobs=2"),
         *("GridSearchCV, imbmargin", "BatchedGridSearchCV, imbmargin"),

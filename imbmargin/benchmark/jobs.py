@@ -19,6 +19,7 @@ from joblib import cpu_count
 from scipy.special import expit, softmax
 from sklearn.metrics import confusion_matrix
 
+from imbmargin._hardware import cpu_name
 from imbmargin.benchmark.contenders import make_contender, training_settings
 from imbmargin.benchmark.epochs import TestErrors, watch
 from imbmargin.benchmark.scores import finite, scores
@@ -355,16 +356,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": cpu_count(),
         "gpu": cuda,
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

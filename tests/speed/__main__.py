@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-from tests.speed import images, losses, methods, prediction, search, tables
+from tests.speed import boosting, images, losses, methods, prediction, search, tables
 from tests.speed.measure import as_table, write_json, write_page
 
 CASES = {
@@ -18,6 +18,7 @@ CASES = {
     "prediction": prediction.run,
     "search": search.run,
     "methods": methods.run,
+    "boosting": boosting.run,
 }
 
 
