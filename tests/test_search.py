@@ -7,60 +7,17 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-import sklearn
 import torch
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import accuracy_score, make_scorer
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from skorch.callbacks import GradientNormClipping
 from torch import nn
 
 from imbmargin import BatchedGridSearchCV, MaxMarginClassifier
 from imbmargin._batched import train_together
-from imbmargin.callbacks import EarlyStopping
-from imbmargin.data.batches import ArrayDataset
-
-MARGINS = {"delta_neg": [0.4, 0.8], "beta": [1.0, 1.5]}
-
-
-def classifier(**kwargs):
-    arguments = {
-        "max_epochs": 4,
-        "batch_size": 64,
-        "random_state": 0,
-        "module__hidden_units": (16,),
-        "lr": 0.01,
-        **kwargs,
-    }
-    if "module" in kwargs:
-        del arguments["module__hidden_units"]
-    return MaxMarginClassifier(**arguments)
-
-
-def both(estimator, grid, X, y, fit_params=None, **kwargs):
-    """Fit scikit-learn's search and the batched one; the batched one must not warn."""
-    kwargs = {"scoring": "neg_log_loss", "cv": 2, "return_train_score": True, **kwargs}
-    plain = GridSearchCV(clone(estimator), grid, **kwargs).fit(X, y, **fit_params or {})
-    batched = BatchedGridSearchCV(estimator, grid, **kwargs).fit(X, y, **fit_params or {})
-    return plain, batched
-
-
-def assert_same_results(plain, batched, atol=1e-5):
-    assert list(plain.cv_results_) == list(batched.cv_results_)
-    assert plain.cv_results_["params"] == batched.cv_results_["params"]
-    for name, values in plain.cv_results_.items():
-        assert batched.cv_results_[name].__class__ is values.__class__
-        if "score" in name and "time" not in name and not name.startswith("rank"):
-            np.testing.assert_allclose(batched.cv_results_[name], values, atol=atol, err_msg=name)
-        elif name.startswith("param_"):
-            assert batched.cv_results_[name].tolist() == values.tolist()
-            assert batched.cv_results_[name].dtype == values.dtype
-    for name in ("best_index_", "best_params_", "n_splits_", "multimetric_"):
-        assert getattr(plain, name, None) == getattr(batched, name, None)
+from tests.searching import MARGINS, assert_same_results, both, classifier
 
 
 class Normed(nn.Module):
@@ -371,128 +328,6 @@ def test_random_states_are_left_as_they_were(table):
 def test_a_numpy_random_state_gives_all_candidates_its_seed(table):
     estimator = classifier(random_state=np.random.RandomState(5))
     assert_same_results(*both(estimator, {"delta_neg": [0.4, 0.8]}, *table))
-
-
-class Convolutions(nn.Module):
-    def __init__(self, in_channels, num_classes):
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(in_channels, 4, 3), nn.Flatten())
-        self.head = nn.Linear(4 * 36, num_classes)
-
-    def forward(self, x):
-        return self.head(self.backbone(x / 255))
-
-
-class DataDependent(nn.Module):
-    def __init__(self, in_features, num_classes):
-        super().__init__()
-        self.head = nn.Linear(in_features, num_classes)
-
-    def forward(self, x):
-        logits = self.head(x)
-        return logits if logits.sum() > 1e9 else 2 * logits
-
-
-class LearnedLoss(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.temperature = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, logits, target):
-        return nn.functional.cross_entropy(logits * self.temperature, target)
-
-
-ALONE = {
-    "train_split": ({"train_split": 0.2}, "train_split=0.2"),
-    "callbacks": ({"callbacks": [GradientNormClipping(1.0)]}, "callbacks=.*GradientNormClipping"),
-    "early stopping": ({"callbacks": [EarlyStopping()], "train_split": 0.2}, "train_split"),
-    "warm_start": ({"warm_start": True}, "warm_start=True"),
-    "dataset": ({"dataset": type("Own", (ArrayDataset,), {})}, "dataset=.*Own"),
-    "loader": ({"iterator_train__num_workers": 0}, "iterator_train__num_workers"),
-    "optimizer": ({"optimizer": torch.optim.Adafactor}, "optimizer=.*Adafactor"),
-    "not to be batched": ({"module": DataDependent}, "vmap"),
-    "loss with weights": ({"loss": LearnedLoss}, "LearnedLoss has weights"),
-}
-
-
-@pytest.mark.parametrize("name", ALONE)
-def test_what_is_trained_one_at_a_time_warns_with_the_cause(name, table):
-    arguments, cause = ALONE[name]
-    arguments = {"loss": "cross_entropy", "max_epochs": 2, **arguments}
-    plain = GridSearchCV(classifier(**arguments), {"lr": [0.001, 0.01]}, cv=2).fit(*table)
-    search = BatchedGridSearchCV(classifier(**arguments), {"lr": [0.001, 0.01]}, cv=2)
-    with pytest.warns(UserWarning, match=f"one at a time: .*{cause}") as caught:
-        search.fit(*table)
-    assert len([w for w in caught if "one at a time" in str(w.message)]) == 1
-    assert_same_results(plain, search, atol=0)
-    np.testing.assert_array_equal(plain.predict_proba(table[0]), search.predict_proba(table[0]))
-
-
-def test_dropout_with_several_seeds_is_trained_one_at_a_time(table):
-    estimator = classifier(module__dropout=0.3)
-    plain = GridSearchCV(estimator, {"random_state": [0, 1]}, cv=2).fit(*table)
-    search = BatchedGridSearchCV(estimator, {"random_state": [0, 1]}, cv=2)
-    with pytest.warns(UserWarning, match="draws random numbers, and there are several seeds"):
-        search.fit(*table)
-    assert_same_results(plain, search, atol=0)
-
-
-def test_convolutions_are_trained_one_at_a_time(images):
-    search = BatchedGridSearchCV(
-        classifier(module=Convolutions, max_epochs=1), {"lr": [0.001, 0.01]}, cv=2
-    )
-    with pytest.warns(UserWarning, match="Convolutions has convolutions"):
-        assert search.fit(*images).best_score_ > 0
-
-
-def test_some_candidates_are_batched_and_others_are_not(table):
-    grid = [MARGINS, {"optimizer": [torch.optim.Adafactor], "delta_neg": [0.4, 0.8]}]
-    estimator = classifier()
-    plain = GridSearchCV(estimator, grid, cv=2, scoring="neg_log_loss").fit(*table)
-    search = BatchedGridSearchCV(estimator, grid, cv=2, scoring="neg_log_loss")
-    with pytest.warns(UserWarning, match="one at a time: optimizer=.*Adafactor"):
-        search.fit(*table)
-    assert_same_results(plain, search)
-
-
-def test_nothing_in_common_warns_and_one_candidate_does_not(table):
-    grid = {"module__hidden_units": [(4,), (8,)]}
-    with pytest.warns(UserWarning, match=r"searched are \['module__hidden_units'\]"):
-        BatchedGridSearchCV(classifier(max_epochs=1), grid, cv=2).fit(*table)
-    BatchedGridSearchCV(classifier(max_epochs=1), {"delta_neg": [0.4]}, cv=2).fit(*table)
-
-
-def test_a_pipeline_warns_with_the_cure(table):
-    pipeline = make_pipeline(StandardScaler(), classifier(max_epochs=1))
-    grid = {"maxmarginclassifier__delta_neg": [0.4, 0.8]}
-    with pytest.warns(UserWarning, match=r"is a Pipeline.*its last step"):
-        BatchedGridSearchCV(pipeline, grid, cv=2).fit(*table)
-    cured = make_pipeline(StandardScaler(), BatchedGridSearchCV(classifier(), MARGINS, cv=2))
-    assert cured.fit(*table).score(*table) > 0.6
-
-
-def test_fit_parameters_and_routing_warn(table):
-    weight = np.ones(300)
-    search = BatchedGridSearchCV(classifier(max_epochs=1), MARGINS, cv=2)
-    with sklearn.config_context(enable_metadata_routing=True):
-        search.fit(*table)
-        routed = clone(search).set_params(
-            estimator=classifier(max_epochs=1).set_fit_request(sample_weight=True), scoring=None
-        )
-        routed.estimator.set_score_request(sample_weight=True)
-        with pytest.warns(UserWarning, match="fit got sample_weight"):
-            routed.fit(*table, sample_weight=weight)
-    with pytest.warns(UserWarning, match="fit got sample_weight, which is passed on"):
-        plain, batched = (
-            kind(classifier(), {"lr": [0.01, 0.02]}, cv=2).fit(*table, sample_weight=weight)
-            for kind in (GridSearchCV, BatchedGridSearchCV)
-        )
-    assert_same_results(plain, batched, atol=0)
-    with (
-        pytest.warns(UserWarning, match="fit got other"),
-        pytest.raises(ValueError, match="All the 8 fits failed"),
-    ):
-        search.fit(*table, other=1)
 
 
 def test_the_search_is_an_estimator(table):

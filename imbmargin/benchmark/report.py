@@ -159,7 +159,7 @@ def _describe(group: Group) -> str:
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}."
     )
     settings = ", ".join(f"{key} {value}" for key, value in first["settings"].items())
-    text += f" Small data: {settings}." if settings else ""
+    text += f" Settings other than the defaults: {settings}." if settings else ""
     rates = [f"{name} {rate:,.0f}" for name, rate in _rates(group).items()]
     text += f" Training {kind} per second: {', '.join(rates)}." if rates else ""
     return text if group.setting is None else f"{schedule_note(group.job['epochs'])} {text}"

@@ -107,7 +107,7 @@ def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
     assert "SMOTE+MLP, seed 0 failed: ValueError: too few &lt;rows&gt;" in page
     assert '<td class="best">85.0' in page
     assert "Measured with python 3.11." in page
-    assert "Small data: batch_size 32." in page
+    assert "Settings other than the defaults: batch_size 32." in page
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     for name in re.findall(r"\(figures/(.*?)\)", markdown):
         assert (tmp_path / "figures" / name).is_file()
