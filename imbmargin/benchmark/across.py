@@ -24,6 +24,7 @@ METRICS = {
 """Score -> heading. All but log-loss are shown in percent."""
 
 _LOWER_IS_BETTER = {"log_loss"}
+_KIND_METRICS = ("balanced_accuracy", "geometric_mean")
 
 CONTROL = "MM-DRW"
 """The method with which Wilcoxon's test compares the others, chosen before any result."""
@@ -59,6 +60,8 @@ class Comparison:
         In the order of the methods.
     names : list of str
         Tables on which every method was tried on all folds.
+    long_tailed : ndarray of bool, shape (n_tables,)
+        Which of them were made long-tailed; the others are as they are.
     scores : dict of str to ndarray of shape (n_tables, n_methods)
         Mean over the folds of each of `METRICS`, as fractions and nats.
     seconds : ndarray of shape (n_tables, n_methods, n_folds)
@@ -74,6 +77,7 @@ class Comparison:
     job: dict[str, Any]
     methods: list[str]
     names: list[str]
+    long_tailed: NDArray[np.bool_]
     scores: dict[str, NDArray[np.float64]]
     seconds: NDArray[np.float64]
     folds: int
@@ -97,9 +101,9 @@ class Comparison:
         """The critical difference of mean ranks."""
         return critical_difference(len(self.methods), len(self.names))
 
-    def ranks(self, metric: str) -> NDArray[np.float64]:
-        """Return the mean rank of each method."""
-        return mean_ranks(self.scores[metric], metric in _LOWER_IS_BETTER)
+    def ranks(self, metric: str, among: Any = slice(None)) -> NDArray[np.float64]:
+        """Return the mean rank of each method, over all tables or those of an index."""
+        return mean_ranks(self.scores[metric][among], metric in _LOWER_IS_BETTER)
 
     def order(self) -> NDArray[np.int64]:
         """Return the methods' numbers, the best mean rank of balanced accuracy first."""
@@ -136,6 +140,22 @@ class Comparison:
             for i in self.order()
         ]
         return [head, *body]
+
+    def kind_rows(self) -> Rows:
+        """Return the mean ranks among each kind of tables; nothing if all are of one kind."""
+        kinds = {"as they are": ~self.long_tailed, "long-tailed": self.long_tailed}
+        if not all(among.any() for among in kinds.values()):
+            return []
+        columns = {
+            f"{METRICS[metric]}, {among.sum()} {kind}": self.ranks(metric, among)
+            for kind, among in kinds.items()
+            for metric in _KIND_METRICS
+        }
+        body = [
+            [self.methods[i], *(f"{ranks[i]:.2f}" for ranks in columns.values())]
+            for i in self.order()
+        ]
+        return [["method", *columns], *body]
 
     def score_rows(self) -> Rows:
         """Return the mean scores over the tables, a row for each method."""
@@ -205,6 +225,7 @@ def _compare(groups: list[Group]) -> Comparison:
         groups[0].job,
         methods,
         [name for name, is_whole in zip(titles, whole, strict=True) if is_whole],
+        np.array([group.job["data"]["imbalance"] != "none" for group in groups])[whole],
         # Equal up to rounding is equal, for ranks.
         {metric: gather(metric).mean(axis=-1).round(12) for metric in METRICS},
         gather("seconds").reshape(len(kept), len(methods), -1),

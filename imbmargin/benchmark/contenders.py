@@ -191,6 +191,7 @@ NETWORKS = ("ERM", "LDAM-DRW", "MM-DRW", "MM-LDAM-DRW")
 
 DEFAULT_METHODS = (
     *NETWORKS,
+    "LA-post-hoc",
     "RandomOverSampler+MLP",
     "SMOTE+MLP",
     "BalancedRandomForest",

@@ -127,9 +127,12 @@ def _of_tables(found: Comparison, folder: Path, number: int) -> _Section:
         return _Section(found.title, found.describe(), [], failures, [])
     tables = [
         ("Mean ranks (1 is the best)", found.rank_rows()),
+        ("Mean ranks among tables as they are, and made long-tailed", found.kind_rows()),
         ("Mean scores (%; log-loss in nats)", found.score_rows()),
         ("Balanced accuracy (%) of each table, and seconds of fit", found.table_rows()),
     ]
+    best = [found.best(of_ranks=True), {}, found.best(of_ranks=False), {}]
+    pairs = [pair for pair in zip(tables, best, strict=True) if pair[0][1]]
     figures = []
     if found.has_tests:
         figures = [
@@ -141,7 +144,7 @@ def _of_tables(found: Comparison, folder: Path, number: int) -> _Section:
             )
             for metric, heading in METRICS.items()
         ]
-    best = [found.best(of_ranks=True), found.best(of_ranks=False), {}]
+    tables, best = map(list, zip(*pairs, strict=True))
     return _Section(found.title, found.describe(), figures, failures, tables, best)
 
 

@@ -106,6 +106,21 @@ def test_subsets_of_a_table_are_entries_and_training_lengths_are_apart(records):
     assert [f.job["epochs"] for f in compare_tables(group_records([*records, tailed[0]]))] == [5, 6]
 
 
+def test_ranks_among_the_kinds_of_tables(records):
+    [one_kind] = compare_tables(group_records(records))
+    assert one_kind.kind_rows() == []
+    tail = [make_record("d", "ERM", seed, 0.9, tail=20) for seed in SEEDS]
+    tail += [make_record("d", "MM-DRW", seed, 0.8, tail=20) for seed in SEEDS]
+    tail += [make_record("d", "LightGBM", seed, 0.7, tail=20) for seed in SEEDS]
+    [found] = compare_tables(group_records(records + tail))
+    head, *body = found.kind_rows()
+    assert head[1::2] == ["balanced acc., 3 as they are", "balanced acc., 1 long-tailed"]
+    ranks = mean_ranks(VALUES)
+    expected = {name: [f"{ranks[i]:.2f}"] for i, name in enumerate(METHODS)}
+    assert {row[0]: row[1:2] for row in body} == expected
+    assert {row[0]: row[3] for row in body} == {"ERM": "1.00", "MM-DRW": "2.00", "LightGBM": "3.00"}
+
+
 def test_the_report_has_tables_and_a_diagram_for_each_score(records, tmp_path):
     write_report(records, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
