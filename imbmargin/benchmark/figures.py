@@ -18,7 +18,7 @@ Figure = tuple[Path, str]
 """A file and its caption."""
 
 # Bars of more methods side by side can no longer be told apart.
-_MOST_BARS = 8
+_MOST_BARS = 9
 _FEW = ("ERM", "LDAM-DRW", "MM-DRW", "MM-LDAM-DRW")
 
 _CAPTIONS = {

@@ -66,7 +66,8 @@ def write_report(records: list[dict[str, Any]], out: Path) -> list[Group]:
     ...     sorted(path.name for path in pathlib.Path(folder).iterdir())
     ['figures', 'report.html', 'report.md', 'results.csv']
     """
-    groups = group_records(records)
+    # In one order, whatever that of the records: figures are numbered by it.
+    groups = sorted(group_records(records), key=lambda group: group.title)
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     own = [group for group in groups if not group.is_keel]
