@@ -17,6 +17,7 @@ SETTINGS = {
     "module": nn.Linear,
     "module__out_features": 2,
     "lr": 0.02,
+    "optimizer__weight_decay": 0.0,  # the weights of the right network are not to be small
     "lr_schedule": "cosine",
     "max_epochs": 15,
     "random_state": 0,
