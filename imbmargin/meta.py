@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from skorch.utils import to_tensor
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -217,22 +219,51 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
         return {"loss": loss, "y_pred": logits}
 
     def _change_weights(self, x: Tensor, target: Tensor) -> None:
-        """Take a virtual step, and one of the small network towards a lower loss after it."""
+        """Take a virtual step, and one of the small network towards a lower loss after it.
+
+        The step is linear in the rows' shares of the loss. What a share does to the meta loss is
+        therefore the slope of its row's loss in the direction of the meta loss's gradient: one pass
+        forward, where second derivatives of the whole network would take several passes back.
+        """
         weights: dict[str, Any] = dict(self.module_.named_parameters())
+        moving = {name: weight for name, weight in weights.items() if weight.requires_grad}
         losses = self.criterion_.per_sample(self._virtual(weights, x), target)
         row_weight = self.weight_net_(losses.detach().float().unsqueeze(1)).squeeze(1)
-        total = (row_weight * losses).sum() / row_weight.sum().clamp_min(1e-12)
-        moved = virtual_step(total, weights, self.optimizer_.param_groups[0]["lr"])
-        size = len(self.meta_targets_) if self.batch_size == -1 else self.batch_size
-        rows = torch.randperm(len(self.meta_targets_))[:size].to(target.device)
-        logits = self._virtual(moved, self._network_input(self.meta_rows_[rows]))
-        meta_loss = F.cross_entropy(self.logit_scale_ * logits, self.meta_targets_[rows])
+        share = row_weight / row_weight.sum().clamp_min(1e-12)
+        lr = self.optimizer_.param_groups[0]["lr"]
+        gradients = torch.autograd.grad((share.detach() * losses).sum(), list(moving.values()))
+        moved = {
+            name: (weight.detach() - lr * gradient).requires_grad_()
+            for (name, weight), gradient in zip(moving.items(), gradients, strict=True)
+        }
+        direction = torch.autograd.grad(self._meta_loss({**weights, **moved}), list(moved.values()))
+        slopes = self._slopes(weights, dict(zip(moving, direction, strict=True)), x, target)
         parameters = list(self.weight_net_.parameters())
-        found = torch.autograd.grad(meta_loss, parameters)
+        found = torch.autograd.grad(-lr * (share * slopes).sum(), parameters)
         for parameter, gradient in zip(parameters, found, strict=True):
             parameter.grad = gradient
         self.weight_optimizer_.step()
         self.weight_optimizer_.zero_grad()
+
+    def _meta_loss(self, weights: dict[str, Any]) -> Tensor:
+        size = len(self.meta_targets_) if self.batch_size == -1 else self.batch_size
+        rows = torch.randperm(len(self.meta_targets_))[:size].to(self.meta_targets_.device)
+        logits = self._virtual(weights, self._network_input(self.meta_rows_[rows]))
+        return F.cross_entropy(self.logit_scale_ * logits, self.meta_targets_[rows])
+
+    def _slopes(
+        self, weights: dict[str, Any], direction: dict[str, Tensor], x: Tensor, target: Tensor
+    ) -> Tensor:
+        """Return by how much the loss of each row rises if the weights go in a direction."""
+        with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level():
+            # torch warns of itself when it first goes forward.
+            warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+            dual = {
+                name: forward_ad.make_dual(weights[name].detach(), tangent)
+                for name, tangent in direction.items()
+            }
+            losses = self.criterion_.per_sample(self._virtual({**weights, **dual}, x), target)
+            return forward_ad.unpack_dual(losses).tangent
 
     def _virtual(self, weights: dict[str, Any], x: Tensor) -> Tensor:
         return functional_call(self.module_, (weights, copied_buffers(self.module_)), (x,))
