@@ -93,7 +93,8 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
     The losses that go into the small network carry no gradient, and the virtual step leaves the
     statistics of normalisation layers alone; the papers' two released codes differ in the first
     and in the small network's optimizer (Adam here, as in the one for label noise). A step costs
-    three to four plain ones.
+    four plain ones. The network needs operations that torch can take forward derivatives of, as
+    nearly all have.
 
     References
     ----------
