@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,15 @@ def check_row_losses(net: Any) -> None:
         )
 
 
-def virtual_step(loss: Tensor, weights: dict[str, Any], lr: float) -> dict[str, Any]:
-    """Return the weights after a step down the loss, as functions of what the loss depends on."""
+def virtual_step(
+    loss: Tensor, weights: dict[str, Any], lr: float, *, differentiable: bool = True
+) -> dict[str, Any]:
+    """Return the weights after a step down the loss, as functions of what the loss depends on.
+
+    If they need not be differentiable, they are functions of the weights before alone.
+    """
     moving = {name: weight for name, weight in weights.items() if weight.requires_grad}
-    gradients = torch.autograd.grad(loss, list(moving.values()), create_graph=True)
+    gradients = torch.autograd.grad(loss, list(moving.values()), create_graph=differentiable)
     pairs = zip(moving.items(), gradients, strict=True)
     return {**weights, **{name: weight - lr * gradient for (name, weight), gradient in pairs}}
 
@@ -48,6 +54,14 @@ def virtual_step(loss: Tensor, weights: dict[str, Any], lr: float) -> dict[str, 
 def copied_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Copy buffers for a virtual pass, so that statistics of normalisation layers do not see it."""
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+@cache
+def _load_forward_rules() -> None:
+    """Take torch's first forward derivative, at which it warns of a part of its own."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.ones(1))
 
 
 class MetaWeightNetClassifier(MaxMarginClassifier):
@@ -227,18 +241,15 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
         forward, where second derivatives of the whole network would take several passes back.
         """
         weights: dict[str, Any] = dict(self.module_.named_parameters())
-        moving = {name: weight for name, weight in weights.items() if weight.requires_grad}
         losses = self.criterion_.per_sample(self._virtual(weights, x), target)
         row_weight = self.weight_net_(losses.detach().float().unsqueeze(1)).squeeze(1)
         share = row_weight / row_weight.sum().clamp_min(1e-12)
         lr = self.optimizer_.param_groups[0]["lr"]
-        gradients = torch.autograd.grad((share.detach() * losses).sum(), list(moving.values()))
-        moved = {
-            name: (weight.detach() - lr * gradient).requires_grad_()
-            for (name, weight), gradient in zip(moving.items(), gradients, strict=True)
-        }
-        direction = torch.autograd.grad(self._meta_loss({**weights, **moved}), list(moved.values()))
-        slopes = self._slopes(weights, dict(zip(moving, direction, strict=True)), x, target)
+        total = (share.detach() * losses).sum()
+        moved = virtual_step(total, weights, lr, differentiable=False)
+        names = [name for name, weight in weights.items() if weight.requires_grad]
+        steepest = torch.autograd.grad(self._meta_loss(moved), [moved[name] for name in names])
+        slopes = self._slopes(weights, dict(zip(names, steepest, strict=True)), x, target)
         parameters = list(self.weight_net_.parameters())
         found = torch.autograd.grad(-lr * (share * slopes).sum(), parameters)
         for parameter, gradient in zip(parameters, found, strict=True):
@@ -256,9 +267,8 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
         self, weights: dict[str, Any], direction: dict[str, Tensor], x: Tensor, target: Tensor
     ) -> Tensor:
         """Return by how much the loss of each row rises if the weights go in a direction."""
-        with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level():
-            # torch warns of itself when it first goes forward.
-            warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+        _load_forward_rules()
+        with torch.no_grad(), forward_ad.dual_level():
             dual = {
                 name: forward_ad.make_dual(weights[name].detach(), tangent)
                 for name, tangent in direction.items()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from imbmargin.benchmark.contenders import NETWORKS
 from imbmargin.benchmark.jobs import MARGIN_QUANTILES
 from imbmargin.benchmark.ranks import cliques
 from imbmargin.benchmark.table import Group
@@ -19,7 +20,6 @@ Figure = tuple[Path, str]
 
 # Bars of more methods side by side can no longer be told apart.
 _MOST_BARS = 9
-_FEW = ("ERM", "LDAM-DRW", "MM-DRW", "MM-LDAM-DRW")
 
 _CAPTIONS = {
     "classes": "Rows of each class.",
@@ -168,7 +168,7 @@ def _draw_errors(group: Group) -> Any:
         for name, records in group.by_method.items()
     }
     if len(errors) > _MOST_BARS:
-        errors = {name: errors[name] for name in _FEW if name in errors} or errors
+        errors = {name: errors[name] for name in NETWORKS if name in errors} or errors
     counts = np.array(first["class_counts"])
     return PerClassErrorDisplay(errors, counts, first["classes"]).plot().figure_
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -249,7 +251,7 @@ def run_job(
             **record,
             "status": "failed",
             "error": f"{type(error).__name__}: {error}",
-            "traceback": traceback.format_exc(),
+            "traceback": _without_folders(traceback.format_exc()),
         }
 
 
@@ -345,6 +347,14 @@ def _training(model: Any, job: Job, n_train: int) -> dict[str, Any]:
         "deferred_epoch": max((s for s in starts if s), default=None),
         "rows_per_second": n_train * job.epochs / sum(row["dur"] for row in model.history_),
     }
+
+
+def _without_folders(text: str) -> str:
+    """Take the folders from which Python imports out of a traceback; a result has no machine."""
+    folders = {str(Path(__file__).parents[2]), *filter(None, sys.path)}
+    for folder in sorted(folders, key=len, reverse=True):
+        text = text.replace(f'File "{folder}{os.sep}', 'File "')
+    return text
 
 
 @lru_cache(maxsize=1)

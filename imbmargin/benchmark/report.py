@@ -126,14 +126,14 @@ def _of_tables(found: Comparison, folder: Path, number: int) -> _Section:
     ]
     if not found.names:
         return _Section(found.title, found.describe(), [], failures, [])
+    ranks, scores = found.best(of_ranks=True), found.best(of_ranks=False)
     tables = [
-        ("Mean ranks (1 is the best)", found.rank_rows()),
-        ("Mean ranks among tables as they are, and made long-tailed", found.kind_rows()),
-        ("Mean scores (%; log-loss in nats)", found.score_rows()),
-        ("Balanced accuracy (%) of each table, and seconds of fit", found.table_rows()),
+        ("Mean ranks (1 is the best)", found.rank_rows(), ranks),
+        ("Mean ranks among tables as they are, and made long-tailed", found.kind_rows(), {}),
+        ("Mean scores (%; log-loss in nats)", found.score_rows(), scores),
+        ("Balanced accuracy (%) of each table, and seconds of fit", found.table_rows(), {}),
     ]
-    best = [found.best(of_ranks=True), {}, found.best(of_ranks=False), {}]
-    pairs = [pair for pair in zip(tables, best, strict=True) if pair[0][1]]
+    shown = [(caption, rows, best) for caption, rows, best in tables if rows]
     figures = []
     if found.has_tests:
         figures = [
@@ -145,8 +145,14 @@ def _of_tables(found: Comparison, folder: Path, number: int) -> _Section:
             )
             for metric, heading in METRICS.items()
         ]
-    tables, best = map(list, zip(*pairs, strict=True))
-    return _Section(found.title, found.describe(), figures, failures, tables, best)
+    return _Section(
+        found.title,
+        found.describe(),
+        figures,
+        failures,
+        [(caption, rows) for caption, rows, _ in shown],
+        [best for _, _, best in shown],
+    )
 
 
 def _describe(group: Group) -> str:

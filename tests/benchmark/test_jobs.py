@@ -1,6 +1,7 @@
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +60,8 @@ def test_a_failure_becomes_a_record():
     assert record["status"] == "failed"
     assert "n_samples" in record["error"]
     assert "Traceback" in record["traceback"]
+    assert 'File "imbmargin' in record["traceback"]
+    assert str(Path(__file__).parents[2]) not in record["traceback"]
 
 
 def test_every_method_of_a_seed_sees_the_same_rows_and_seeds_differ():

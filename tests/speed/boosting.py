@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from sklearn.datasets import make_classification
-from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import train_test_split
 
 from imbmargin import make_classifier
+from imbmargin.benchmark.contenders import BASELINES, check_baselines
 from tests.speed.measure import Comparison, Sample, run_rounds
 
 NOTE = (
@@ -23,20 +23,13 @@ NOTE = (
 LIGHTGBM = "LightGBM"
 
 
-def lightgbm() -> Any:
-    """Make LightGBM, with its defaults."""
-    from lightgbm import LGBMClassifier
-
-    return LGBMClassifier(class_weight="balanced", verbose=-1, random_state=0)
-
-
-def contenders(epochs: int) -> dict[str, Any]:
+def contenders(epochs: int, counts: np.ndarray) -> dict[str, Any]:
     """Return name -> function that makes a classifier."""
     network = partial(make_classifier, max_epochs=epochs, device="cpu", random_state=0)
-    boosting = partial(HistGradientBoostingClassifier, class_weight="balanced", random_state=0)
     return {
-        LIGHTGBM: lightgbm,
-        "HistGradientBoosting": boosting,
+        # The benchmark gives it one thread.
+        LIGHTGBM: lambda: BASELINES[LIGHTGBM](counts, epochs, 0).set_params(n_jobs=None),
+        "HistGradientBoosting": lambda: BASELINES["HistGradientBoosting"](counts, epochs, 0),
         "LA-post-hoc, mlp": partial(network, "LA-post-hoc"),
         "LA-post-hoc, tabm": partial(network, "LA-post-hoc", module="tabm"),
         "MM-DRW, mlp": partial(network, "MM-DRW"),
@@ -60,9 +53,9 @@ def run(rounds: int | None = None, quick: bool = False) -> Iterator[dict[str, An
             2 * rows, 32, n_informative=12, weights=[0.98], flip_y=0.01, random_state=0
         )
         data = train_test_split(X.astype(np.float32), y, test_size=0.5, stratify=y, random_state=0)
-        made, skipped = contenders(2 if quick else 40), {}
+        made, skipped = contenders(2 if quick else 40, np.bincount(data[2])), {}
         try:
-            made[LIGHTGBM]()
+            check_baselines([LIGHTGBM])
         except ImportError as error:
             del made[LIGHTGBM]
             skipped[LIGHTGBM] = str(error)

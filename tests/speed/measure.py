@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from imbmargin._hardware import cpu_name
+
 PACKAGES = ("torch", "torchvision", "scikit-learn", "skorch", "numpy", "imbmargin")
 
 
@@ -129,20 +131,13 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "torch threads": torch.get_num_threads(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "command": " ".join(["python -m tests.speed", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
 
 
 def write_json(folder: Path, case: str, results: list[dict[str, Any]]) -> Path:
