@@ -33,12 +33,15 @@ def images():
     return X[:300].reshape(-1, 1, 8, 8).astype(np.uint8) * 15, y[:300]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def cluster():
-    """A Dask cluster of two worker processes."""
+    """A Dask cluster of two worker processes, which a test may kill."""
+    import dask
     from distributed import LocalCluster
+    from distributed.utils import get_mp_context
 
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        yield cluster
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        # Workers are forks of one process that has loaded what they need.
+        get_mp_context().set_forkserver_preload(["distributed", "imbmargin.benchmark.jobs"])
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            yield cluster

@@ -1,15 +1,13 @@
 """The benchmark on a real cluster of two worker processes."""
 
 import os
-import signal
-import threading
-import time
 
 from distributed import Client
 
 from imbmargin.benchmark.cli import main
 from imbmargin.benchmark.jobs import DataSpec, Job
 from imbmargin.benchmark.runner import read_records, run_jobs
+from tests.workers import KilledOnce
 
 JOBS = [Job(DataSpec("wine"), method, seed, 4) for method in ("ERM", "MM-DRW") for seed in (0, 1)]
 
@@ -27,25 +25,14 @@ def test_a_cluster_gives_the_results_of_this_process(cluster, tmp_path):
 
 
 def test_a_worker_that_is_killed_loses_no_result(cluster, tmp_path):
-    jobs = [Job(DataSpec("wine"), "ERM", seed, 200) for seed in range(4)]
-    killed = []
-
-    def kill():
-        with Client(cluster.scheduler_address) as client:
-            # As soon as both work on a job.
-            while not (tmp_path / "checkpoints").is_dir():
-                time.sleep(0.05)
-            pid = next(iter(client.run(os.getpid).values()))
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
+    jobs = [Job(DataSpec("wine"), "ERM", seed, 50) for seed in range(4)]
+    with Client(cluster) as client:
+        pids = client.run(os.getpid).values()
+        client.register_plugin(KilledOnce(tmp_path / "killed"))
     records = run_jobs(jobs, tmp_path, dask=cluster.scheduler_address)
-    thread.join()
-    assert killed
+    assert int((tmp_path / "killed").read_text()) in pids
     assert [record["status"] for record in records] == ["done"] * 4
-    assert [len(record["history"]) for record in records] == [200] * 4
+    assert [len(record["history"]) for record in records] == [50] * 4
 
 
 def test_no_scheduler_is_one_line(tmp_path, capsys, monkeypatch):
