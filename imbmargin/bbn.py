@@ -189,5 +189,5 @@ class BBNClassifier(PairedBatches):
         rare = self._network_input(other)
         logits = self.infer(x, rare=rare, alpha=alpha, **fit_params)
         loss = alpha * self.get_loss(logits, y) + (1 - alpha) * self.get_loss(logits, y_other)
-        loss.backward()
+        self._backward(loss)
         return {"loss": loss, "y_pred": logits}

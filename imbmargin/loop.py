@@ -186,8 +186,12 @@ class CheckpointedLoop(StoredClassifier):
         x, y = batch
         y_pred = self.infer(x, **fit_params)
         loss = self.get_loss(y_pred, y, X=x, training=True)
-        self.grad_scaler_.scale(loss).backward()
+        self._backward(loss)
         return {"loss": loss, "y_pred": y_pred}
+
+    def _backward(self, loss: Any) -> None:
+        scaler = self.grad_scaler_
+        (loss if scaler is None else scaler.scale(loss)).backward()
 
     def _scaled_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         optimizer = getattr(self, f"{self._optimizers[0]}_")

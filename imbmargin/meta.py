@@ -43,10 +43,13 @@ def virtual_step(
 ) -> dict[str, Any]:
     """Return the weights after a step down the loss, as functions of what the loss depends on.
 
-    If they need not be differentiable, they are functions of the weights before alone.
+    If they need not be differentiable, they are functions of the weights before alone. The graph of
+    the loss stays for another pass back.
     """
     moving = {name: weight for name, weight in weights.items() if weight.requires_grad}
-    gradients = torch.autograd.grad(loss, list(moving.values()), create_graph=differentiable)
+    gradients = torch.autograd.grad(
+        loss, list(moving.values()), create_graph=differentiable, retain_graph=True
+    )
     pairs = zip(moving.items(), gradients, strict=True)
     return {**weights, **{name: weight - lr * gradient for (name, weight), gradient in pairs}}
 
@@ -107,8 +110,8 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
     The losses that go into the small network carry no gradient, and the virtual step leaves the
     statistics of normalisation layers alone; the papers' two released codes differ in the first
     and in the small network's optimizer (Adam here, as in the one for label noise). A step costs
-    four plain ones. The network needs operations that torch can take forward derivatives of, as
-    nearly all have.
+    nearly four plain ones. The network needs operations that torch can take forward derivatives
+    of, as nearly all have.
 
     References
     ----------
@@ -180,6 +183,11 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
     def initialize_optimizer(self, *args: Any) -> MetaWeightNetClassifier:
         """Make the optimizer, and that of the small network, whose rate stays as it is."""
         super().initialize_optimizer(*args)
+        if self.grad_scaler_ is not None:
+            raise ValueError(
+                f"precision={self.precision!r} means float16 here, in which gradients of a virtual "
+                "step are lost; use 'bfloat16' or 'float32'"
+            )
         groups = [{"params": list(self.weight_net_.parameters()), "constant_lr": True}]
         self.weight_optimizer_ = torch.optim.Adam(groups, lr=self.meta_lr, weight_decay=1e-4)
         return self
@@ -222,27 +230,30 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
         x, y = self._augmented(batch)
         target, row_weight = self._target_and_weight(y)
         self._set_training(True)
-        self._change_weights(self._network_input(x), target)
         logits = self.infer(x, **fit_params)
+        losses = self.criterion_.per_sample(logits.float(), target)
+        self._change_weights(self._network_input(x), target, losses)
         with torch.no_grad():
-            losses = self.criterion_.per_sample(logits.detach().float(), target)
-            weight = self.weight_net_(losses.float().unsqueeze(1)).squeeze(1)
+            weight = self._row_weights(losses)
         if row_weight is not None:
             weight = weight * row_weight
         loss = self.criterion_(logits, target, weight)
-        loss.backward()
+        self._backward(loss)
         return {"loss": loss, "y_pred": logits}
 
-    def _change_weights(self, x: Tensor, target: Tensor) -> None:
+    def _row_weights(self, losses: Tensor) -> Tensor:
+        return self.weight_net_(losses.detach().float().unsqueeze(1)).squeeze(1)
+
+    def _change_weights(self, x: Tensor, target: Tensor, losses: Tensor) -> None:
         """Take a virtual step, and one of the small network towards a lower loss after it.
 
         The step is linear in the rows' shares of the loss. What a share does to the meta loss is
         therefore the slope of its row's loss in the direction of the meta loss's gradient: one pass
-        forward, where second derivatives of the whole network would take several passes back.
+        forward, where second derivatives of the whole network would take several passes back. The
+        losses keep their graph, for the real step.
         """
         weights: dict[str, Any] = dict(self.module_.named_parameters())
-        losses = self.criterion_.per_sample(self._virtual(weights, x), target)
-        row_weight = self.weight_net_(losses.detach().float().unsqueeze(1)).squeeze(1)
+        row_weight = self._row_weights(losses)
         share = row_weight / row_weight.sum().clamp_min(1e-12)
         lr = self.optimizer_.param_groups[0]["lr"]
         total = (share.detach() * losses).sum()
@@ -277,4 +288,6 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
             return forward_ad.unpack_dual(losses).tangent
 
     def _virtual(self, weights: dict[str, Any], x: Tensor) -> Tensor:
-        return functional_call(self.module_, (weights, copied_buffers(self.module_)), (x,))
+        with self._autocast():
+            buffers = copied_buffers(self.module_)
+            return functional_call(self.module_, (weights, buffers), (x,)).float()

@@ -230,7 +230,7 @@ class MetaSamplerClassifier(PairedBatches):
             logits = self.infer(x, **fit_params)
         self._change_rates(head, seen[0].detach().float(), target, row_weight)
         loss = self.get_loss(logits, y)
-        loss.backward()
+        self._backward(loss)
         return {"loss": loss, "y_pred": logits}
 
     def _change_rates(

@@ -45,3 +45,10 @@ def cluster():
         get_mp_context().set_forkserver_preload(["distributed", "imbmargin.benchmark.jobs"])
         with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
             yield cluster
+
+
+@pytest.fixture
+def float16(monkeypatch):
+    """Steps as CUDA takes them in float16, on the CPU, where torch has a gradient scaler too."""
+    monkeypatch.setattr("imbmargin.steps.resolve_precision", lambda *_: torch.float16)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda: torch.amp.grad_scaler.GradScaler("cpu"))

@@ -458,12 +458,7 @@ def test_auto_is_bfloat16_for_images_where_it_is_faster(table, images, monkeypat
     assert fit(*table, **common)._autocast_dtype() is None
 
 
-def test_float16_scales_the_gradients(table, monkeypatch):
-    # The step that CUDA takes, run on the CPU, where torch has a gradient scaler too.
-    import imbmargin.steps as module
-
-    monkeypatch.setattr(module, "resolve_precision", lambda *_: torch.float16)
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda: torch.amp.grad_scaler.GradScaler("cpu"))
+def test_float16_scales_the_gradients(table, float16):
     clf = fit(*table, loss="cross_entropy", max_epochs=30)
     assert clf.grad_scaler_.get_scale() > 0
     assert clf.score(*table) > 0.85

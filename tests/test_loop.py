@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from joblib import Parallel, cpu_count, delayed
+from sklearn.base import clone
 from skorch.callbacks import Callback, GradientNormClipping
 from torch import nn
 
 from imbmargin import MaxMarginClassifier
+from imbmargin.bbn import BBNClassifier
 from imbmargin.loop import DivergenceError
+from imbmargin.meta_sampler import MetaSamplerClassifier
 
 
 def fit(X, y, **kwargs):
@@ -189,3 +192,21 @@ def test_predicting_sets_the_mode_of_the_network_once(table, monkeypatch):
     next(outputs)
     assert not clf.module_.training
     np.testing.assert_array_equal(clf.predict_proba(X), expected)
+
+
+@pytest.mark.parametrize("kind", [MaxMarginClassifier, BBNClassifier, MetaSamplerClassifier])
+def test_gradients_in_float16_have_their_own_size(kind, table, float16, monkeypatch):
+    settings = {"max_epochs": 2, "random_state": 0, "optimizer": torch.optim.SGD, "lr": 0.01}
+    half = kind(**settings).fit(*table)
+    assert half.grad_scaler_.get_scale() > 1
+    monkeypatch.undo()
+    single = kind(**settings).fit(*table)
+    fresh = clone(single).fit(*table, epochs=0)
+    pairs = [
+        [net.module_.state_dict()[name] for net in (half, single, fresh)]
+        for name, _ in single.module_.named_parameters()
+    ]
+    away = max((b - c).abs().max().item() for _, b, c in pairs)
+    assert away > 0
+    # The first steps are left out, until the scale has come down.
+    assert max((a - b).abs().max().item() for a, b, _ in pairs) < 0.5 * away

@@ -60,7 +60,8 @@ def test_the_small_network_goes_down_the_loss_after_a_virtual_step(table):
     expected = (values[0] - values[1]) / (2 * step)
     seen = []
     clf.weight_optimizer_.step = lambda: seen.append(parameter.grad.item())
-    clf._change_weights(x, target)
+    losses = losses_of(clf.module_(x), target)
+    clf._change_weights(x, target, losses)
     # The small network computes in float32.
     assert seen[0] == pytest.approx(expected, rel=0.02)
     assert parameter.grad is None
@@ -74,9 +75,23 @@ def test_virtual_steps_leave_statistics_and_gradients_alone(images):
     before = {name: value.clone() for name, value in clf.module_.state_dict().items()}
     x, target = torch.from_numpy(X[:16]), torch.from_numpy(y[:16])
     clf.module_.train()
-    clf._change_weights(clf._network_input(x), target)
+    x = clf._network_input(x)
+    losses = clf.criterion_.per_sample(
+        clf._virtual(dict(clf.module_.named_parameters()), x), target
+    )
+    clf._change_weights(x, target, losses)
     after = clf.module_.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_half_precisions(images, float16, monkeypatch):
+    X, y = images
+    clf = MetaWeightNetClassifier("resnet20", max_epochs=1, random_state=0, batch_size=32)
+    with pytest.raises(ValueError, match="gradients of a virtual step are lost; use 'bfloat16'"):
+        clf.fit(X[:64], y[:64])
+    monkeypatch.undo()
+    clf.set_params(precision="bfloat16").fit(X[:64], y[:64])
+    assert np.isfinite(clf.history[:, "train_loss"]).all()
 
 
 def test_the_small_network_learns_and_its_rate_stays(images):
