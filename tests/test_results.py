@@ -33,7 +33,15 @@ def test_every_run_is_done_and_tells_how_it_was_made(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["cifar10-lt100-200", "cifar10-lt100-40", "digits", "digits-hinge", "digits-160"]
+    "name",
+    [
+        "cifar10-lt100-200",
+        "cifar10-lt100-40",
+        "digits",
+        "digits-hinge",
+        "digits-scale",
+        "digits-160",
+    ],
 )
 def test_the_tables_of_the_page_are_those_of_the_report(name):
     page = (DOCS / "results.md").read_text(encoding="utf-8")

@@ -101,7 +101,7 @@ class Group:
     def by_method(self) -> dict[str, list[dict[str, Any]]]:
         """Records of each method (and further arguments), in the order of the methods."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for record in sorted(self.records, key=lambda r: CONTENDERS.index(r["job"]["method"])):
+        for record in sorted(self.records, key=_place):
             found.setdefault(method_label(record), []).append(record)
         return found
 
@@ -136,6 +136,16 @@ class Group:
             cells = [spread(score[column]) for column in shown]
             table.append([name, *cells, spread(score["seconds"])])
         return table
+
+
+def _place(record: dict[str, Any]) -> tuple[int, list[tuple[str, float, str]]]:
+    """Return a key that sorts by method, then by further arguments, numbers by their size."""
+    job = record["job"]
+    arguments = [
+        (key, value if isinstance(value, (int, float)) else 0.0, str(value))
+        for key, value in job.get("arguments", [])
+    ]
+    return CONTENDERS.index(job["method"]), arguments
 
 
 def method_label(record: dict[str, Any]) -> str:

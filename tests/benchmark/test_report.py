@@ -76,6 +76,20 @@ def test_rows_have_mean_and_sample_deviation_in_the_order_of_the_methods():
     assert group.title == "a<b, step, ratio 10, 3 epochs"
 
 
+def test_further_arguments_come_after_the_plain_method_by_their_size():
+    records = [make_record("MM-DRW", 0, 0.5) for _ in range(4)]
+    for record, scale in zip(records[1:], (10, 5, 2.5), strict=True):
+        record["job"]["arguments"] = [["criterion__scale", scale]]
+    [group] = group_records([*records[::-1], *RECORDS[2:3]])
+    assert list(group.by_method) == [
+        "ERM",
+        "MM-DRW",
+        "MM-DRW criterion__scale=2.5",
+        "MM-DRW criterion__scale=5",
+        "MM-DRW criterion__scale=10",
+    ]
+
+
 def test_other_settings_are_other_groups():
     other = make_record("ERM", 0, 0.5)
     other["job"]["epochs"] = 4

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from imbmargin.losses import max_margin, max_margin_loss
+from imbmargin.losses import MaxMarginLoss, max_margin, max_margin_loss
 from tests.reference.released import ReleasedMaxMarginLoss, released_margin
 
 Z = torch.tensor([[0.6, 0.2, -0.1], [0.6, 0.2, -0.1], [-0.2, -0.5, -0.6], [0.3, 0.3, 0.1]])
@@ -20,3 +20,8 @@ def test_where_the_two_agree():
     # The first label's rows that are right, with a positive rival.
     loss = ReleasedMaxMarginLoss()(Z[:1], Y[:1])
     assert loss.item() == pytest.approx(max_margin_loss(Z[:1], Y[:1]).item(), rel=1e-6)
+
+
+def test_both_have_the_same_head():
+    assert ReleasedMaxMarginLoss.head == MaxMarginLoss.head
+    assert ReleasedMaxMarginLoss.normalized_logits == MaxMarginLoss.normalized_logits

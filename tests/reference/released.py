@@ -29,6 +29,7 @@ def released_margin(logits, target, delta_neg, beta):
 
 class ReleasedMaxMarginLoss(ClassCountLoss):
     normalized_logits = True
+    head = "cosine"
 
     def __init__(self, delta_neg=0.6, beta=1.5, scale=30.0):
         super().__init__()
