@@ -168,6 +168,19 @@ def test_a_frame_with_categories_missing_values_and_an_unseen_category(mixed_lab
     assert set(clf.predict(unseen)) <= {"yes", "no"}
 
 
+@pytest.mark.parametrize("values", [pd.Timestamp("2026-01-01"), pd.Timedelta("1h")])
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("make", ["pandas", "polars"])
+def test_dates_are_no_numbers(values, alone, make, mixed_labels):
+    frame = mixed_frame(age=1, city=1).assign(when=values)
+    if make == "polars":
+        frame = polars.from_pandas(frame)
+    with pytest.raises(
+        ValueError, match=r"X has columns that are not numbers, \['when'\]\. A netw"
+    ):
+        classifier().fit(frame[["when"]] if alone else frame, mixed_labels)
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
 from imbmargin.data.batches import targets_of
@@ -151,6 +151,7 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
         return X
     # A number too large for float32 becomes infinite, and that is an error of its own.
     with np.errstate(over="ignore", invalid="ignore"), _named_columns(X):
+        _refuse_dates(X)
         return validate_data(
             estimator,
             X,
@@ -181,10 +182,22 @@ def _named_columns(X: Any) -> Iterator[None]:
         ) from error
 
 
+def _refuse_dates(X: Any) -> None:
+    """Raise an error for dates and durations, which would become numbers of nanoseconds."""
+    dtypes = getattr(X, "dtypes", getattr(X, "dtype", ()))
+    for dtype in dtypes if isinstance(dtypes, Iterable) else (dtypes,):
+        # The first is pandas' and NumPy's, the second polars'.
+        if getattr(dtype, "kind", None) in ("m", "M") or getattr(dtype, "is_temporal", bool)():
+            raise ValueError(
+                f"X holds dates or durations ({dtype}), not numbers; make numbers of them"
+            )
+
+
 def _unusable_columns(frame: Any) -> tuple[list[Any], list[Any]]:
     text, missing = [], []
     for name in frame.columns:
         try:
+            _refuse_dates(frame[name])
             values = np.asarray(frame[name], dtype=np.float64)
         except (ValueError, TypeError):
             text.append(name)
@@ -237,6 +250,12 @@ def check_labels(y: Any, n_rows: int) -> np.ndarray:
         )
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         raise ValueError("Input y contains NaN or infinity; remove the rows without a label")
+    if labels.dtype.kind == "O" and type_of_target(labels) == "unknown":
+        kinds = sorted({type(label).__name__ for label in labels})
+        raise ValueError(
+            f"Unknown label type: y is an array of objects, {kinds}; pass strings or numbers "
+            "alone, for example y.astype(str), and no rows without a label"
+        )
     check_classification_targets(labels)
     return labels
 
