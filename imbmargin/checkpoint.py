@@ -216,7 +216,7 @@ class CheckpointFolder:
     Parameters
     ----------
     folder : str or Path
-        Where they lie; made with the first checkpoint.
+        Where they lie; made with the first checkpoint, or by `prepare`.
 
     Examples
     --------
@@ -231,6 +231,24 @@ class CheckpointFolder:
 
     def __init__(self, folder: Any) -> None:
         self.folder = Path(folder)
+
+    def prepare(self) -> None:
+        """Make the folder, so that a long run does not find out at its end that there is none.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be made, or not be written into.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK | os.X_OK):
+                raise PermissionError("it may not be written into")
+        except OSError as error:
+            raise ValueError(
+                f"checkpoint_dir={str(self.folder)!r} cannot hold checkpoints: {error}; pass "
+                "another folder, or None"
+            ) from error
 
     def write(self, epoch: int, state: Any) -> None:
         """Write the state after an epoch; where that fails, warn and leave the last good one.

@@ -218,7 +218,7 @@ class CheckpointedLoop(StoredClassifier):
         Raises
         ------
         ValueError
-            If the folder holds another run.
+            If the folder holds another run, or cannot hold one.
         """
         if self.checkpoint_dir is None:
             return
@@ -236,6 +236,8 @@ class CheckpointedLoop(StoredClassifier):
         if found is not None and found["finished"]:
             # Nothing will be added to it.
             self._run = None
+        else:
+            CheckpointFolder(self.checkpoint_dir).prepare()
 
     def _draw_seed(self) -> int:
         return super()._draw_seed() if self._checkpoint is None else int(self._checkpoint["seed"])

@@ -170,6 +170,21 @@ def test_another_configuration_or_other_data_are_refused_by_name(table, tmp_path
     assert_equal_nets(clf, make(tmp_path, lr=0.01, verbose=0).fit(X, y))
 
 
+def test_a_folder_that_cannot_be_is_refused_before_training(table, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    fitted = make(max_epochs=1).fit(*table)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(
+            ValueError, match=r"file(/below)?' cannot hold checkpoints: .*; pass an"
+        ):
+            fitted.set_params(checkpoint_dir=folder).fit(*table)
+    monkeypatch.setattr("imbmargin.checkpoint.os.access", lambda *_: False)
+    with pytest.raises(ValueError, match="cannot hold checkpoints: it may not be written into"):
+        fitted.set_params(checkpoint_dir=tmp_path).fit(*table)
+    # What was fitted before is still there.
+    assert len(fitted.history) == 1
+
+
 def test_modules_and_functions_are_told_apart(table, tmp_path):
     X, y = table
     module = torch.nn.Linear(8, 3)
