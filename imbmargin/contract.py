@@ -373,6 +373,9 @@ class ContractClassifier(NeuralNetClassifier):
         self.check_is_fitted()
         if not is_dataset(X):
             X = self._check_array(X, reset=False)
+            norm = getattr(self.module_, "input_norm", None)
+            if norm is not None and self._layout is not None and self._layout.image_shape:
+                inputs.warn_of_other_pixels(X, norm.mean, norm.std)
         rows = len(X) if is_dataset(X) else X.shape[0]
         logits, start = torch.empty(0), 0
         for output in self.forward_iter(X):

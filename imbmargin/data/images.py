@@ -154,7 +154,7 @@ def read_images(
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
     with ThreadPoolExecutor(_THREADS) as pool:
-        headers = list(pool.map(_read_header, paths))
+        headers = list(pool.map(_read_header, paths.tolist()))
         sizes = np.array([size for _, size in headers])
         if image_size is None and (sizes != sizes[0]).any():
             other = int((sizes != sizes[0]).any(axis=1).argmax())
@@ -171,7 +171,7 @@ def read_images(
             images = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
 
         def decode(i: int) -> None:
-            images[i] = _decode(paths[i], "L" if grey else "RGB", (width, height))
+            images[i] = _decode(str(paths[i]), "L" if grey else "RGB", (width, height))
 
         # The results are read so that an error of a thread is raised here.
         list(pool.map(decode, range(len(paths))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ from sklearn.utils.validation import _check_sample_weight, column_or_1d, validat
 
 from imbmargin.data.batches import targets_of
 
-__all__ = ["Layout", "check_inputs", "check_labels", "check_weights", "encode", "find_layout"]
+__all__ = [
+    "Layout",
+    "check_inputs",
+    "check_labels",
+    "check_weights",
+    "encode",
+    "find_layout",
+    "warn_of_other_pixels",
+]
 
 _CHANNELS = (1, 3)
 _CHUNK_BYTES = 2**26
@@ -225,6 +234,31 @@ def _check_memmap(X: np.memmap) -> None:
                 f"between rows {start} and {min(start + rows, len(X)) - 1}; "
                 "impute or remove these rows"
             )
+
+
+def warn_of_other_pixels(X: Any, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Warn if images to predict are of 0..1, and those of training were of 0..255, or turned round.
+
+    Parameters
+    ----------
+    X : ndarray
+        Images.
+    mean, std : Tensor of shape (channels,)
+        Of the pixels of the training part.
+    """
+    if not isinstance(X, np.ndarray):
+        return
+    top = X.max()
+    in_floats = X.dtype.kind == "f" and 0 < top <= 1
+    in_numbers = X.dtype.kind != "f" and top > 1
+    if (in_floats and std.min() > 5) or (in_numbers and (mean + 3 * std).max() <= 5):
+        warnings.warn(
+            f"the pixels of X go up to {top:g}, and those of the training part had a mean of "
+            f"{mean.mean():.3g}; if they are on another scale, "
+            f"{'multiply' if in_floats else 'divide'} X by 255",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def check_labels(y: Any, n_rows: int) -> np.ndarray:

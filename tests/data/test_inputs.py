@@ -145,3 +145,20 @@ def test_memory_maps_of_text_or_without_columns(tmp_path):
         np.save(tmp_path / f"{name}.npy", array)
         with pytest.raises(ValueError, match="X must be a memory map of numbers"):
             MaxMarginClassifier().fit(np.load(tmp_path / f"{name}.npy", mmap_mode="r"), [0, 1])
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_pixels_on_another_scale_are_warned_of(images, flat):
+    X, y = images[0][:40], images[1][:40]
+    shape = X.shape[1:]
+    X = X.reshape(40, -1) if flat else X
+    settings = {"module": "resnet20", "max_epochs": 1, "random_state": 0, "image_shape": shape}
+    of_bytes = MaxMarginClassifier(**settings).fit(X, y)
+    of_floats = MaxMarginClassifier(**settings).fit(X / 255, y)
+    with pytest.warns(UserWarning, match=r"go up to 0\.94.* mean of 73\.1; .* multiply X by 255"):
+        of_bytes.predict(X / 255)
+    with pytest.warns(UserWarning, match=r"go up to 240.* mean of 0\.287; .* divide X by 255"):
+        of_floats.predict(X)
+    # Floats of 0..255, black images and their own scale are as they should be.
+    for clf, fine in ((of_bytes, X * 1.0), (of_bytes, 0.0 * X), (of_floats, X / 255)):
+        clf.predict(fine)
