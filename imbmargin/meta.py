@@ -230,9 +230,10 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
         x, y = self._augmented(batch)
         target, row_weight = self._target_and_weight(y)
         self._set_training(True)
+        x = self._network_input(x)
         logits = self.infer(x, **fit_params)
         losses = self.criterion_.per_sample(logits.float(), target)
-        self._change_weights(self._network_input(x), target, losses)
+        self._change_weights(x, target, losses)
         with torch.no_grad():
             weight = self._row_weights(losses)
         if row_weight is not None:

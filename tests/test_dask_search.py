@@ -31,8 +31,11 @@ def test_a_search_goes_on_without_a_worker_that_is_killed(cluster, table, tmp_pa
         # What is not named lies on one worker only, and would be lost with it.
         with joblib.parallel_config("dask", scatter=[*table, *itertools.chain(*folds)]):
             search.fit(*table)
+        workers = client.run(os.getpid).values()
     # A worker had begun its second fit and is gone; no result is.
-    assert int((tmp_path / "killed").read_text()) in pids
+    pid = int((tmp_path / "killed").read_text())
+    assert pid in pids
+    assert pid not in workers
     assert scores(search) == scores(alone)
     assert search.best_params_ == alone.best_params_
     np.testing.assert_array_equal(search.predict_proba(table[0]), alone.predict_proba(table[0]))

@@ -163,7 +163,9 @@ def test_only_the_images_that_are_chosen_are_decoded(tmp_path):
     (tmp_path / "train" / "a" / "3.png").write_bytes(b"not an image")
     data = load_image_folder(tmp_path, choose=lambda y: np.array([0, 4]))
     assert data.y_train.tolist() == ["a", "b"]
-    with pytest.raises(ValueError, match=r"3.png cannot be read: .* file '.*; remove the file"):
+    with pytest.raises(
+        ValueError, match=r"image .*3.png cannot be read: .* file '.*; remove the file"
+    ):
         load_image_folder(tmp_path)
 
 

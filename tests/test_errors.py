@@ -25,6 +25,7 @@ NAN[3, 1], INF[3, 1] = np.nan, np.inf
         ((X, None), "requires y to be passed, but the target y is None"),
         ((X, np.linspace(0, 1, 40)), "Unknown label type: continuous"),
         ((X, np.array([1, "a"] * 20, dtype=object)), r"objects, \['int', 'str'\]; pass strings or"),
+        ((X, np.array(["a", 1] * 20, dtype=object)), r"objects, \['int', 'str'\]; pass strings or"),
         ((X, np.array([None, "a"] * 20)), r"\['NoneType', 'str'\].* no rows without a label"),
         ((X[:0], Y[:0]), "Found array with 0 sample"),
         ((X, np.r_[[np.nan], np.ones(39)]), "Input y contains NaN or infinity"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
 from imbmargin.data.batches import targets_of
@@ -248,10 +248,12 @@ def warn_of_other_pixels(X: Any, mean: torch.Tensor, std: torch.Tensor) -> None:
     """
     if not isinstance(X, np.ndarray):
         return
+    in_floats = X.dtype.kind == "f"
+    # First what needs no walk over all pixels.
+    if not (std.min() > 5 if in_floats else (mean + 3 * std).max() <= 5):
+        return
     top = X.max()
-    in_floats = X.dtype.kind == "f" and 0 < top <= 1
-    in_numbers = X.dtype.kind != "f" and top > 1
-    if (in_floats and std.min() > 5) or (in_numbers and (mean + 3 * std).max() <= 5):
+    if 0 < top <= 1 if in_floats else top > 1:
         warnings.warn(
             f"the pixels of X go up to {top:g}, and those of the training part had a mean of "
             f"{mean.mean():.3g}; if they are on another scale, "
@@ -284,13 +286,17 @@ def check_labels(y: Any, n_rows: int) -> np.ndarray:
         )
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         raise ValueError("Input y contains NaN or infinity; remove the rows without a label")
-    if labels.dtype.kind == "O" and type_of_target(labels) == "unknown":
+    try:
+        check_classification_targets(labels)
+    except (ValueError, TypeError) as error:
+        # Of objects it looks at the first alone, and sorts them if that is a string.
+        if labels.dtype.kind != "O":
+            raise
         kinds = sorted({type(label).__name__ for label in labels})
         raise ValueError(
             f"Unknown label type: y is an array of objects, {kinds}; pass strings or numbers "
             "alone, for example y.astype(str), and no rows without a label"
-        )
-    check_classification_targets(labels)
+        ) from error
     return labels
 
 
