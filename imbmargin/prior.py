@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from imbmargin._wrapper import Wrapper, last_step, log_proba, training_counts
 from imbmargin.callbacks import resolve_scheme
 from imbmargin.estimator import MaxMarginClassifier
-from imbmargin.weights import class_rates, class_weights
+from imbmargin.weights import class_rates
 
 __all__ = ["PriorCorrection", "trained_prior"]
 
@@ -22,12 +22,13 @@ def trained_prior(clf: MaxMarginClassifier) -> NDArray[np.float64]:
     """Return the class shares for which the probabilities of a classifier hold.
 
     Class weights, rates and the shift of a loss such as balanced softmax make them others than the
-    frequencies of the data.
+    frequencies of the data. A weighted mean is taken over each batch by itself: a class that many
+    batches do not have counts less than its weight says.
 
     Parameters
     ----------
     clf : MaxMarginClassifier
-        Fitted.
+        Fitted, without ``sample_weight``.
 
     Returns
     -------
@@ -45,15 +46,48 @@ def trained_prior(clf: MaxMarginClassifier) -> NDArray[np.float64]:
     array([0.9, 0.1])
     >>> trained_prior(clf.set_params(class_weight="balanced").fit(X, y))
     array([0.5, 0.5])
+    >>> trained_prior(clf.set_params(batch_size=10).fit(X, y)).round(2)
+    array([0.61, 0.39])
     """
     counts, classes = clf.class_counts_, clf.classes_
     resample = resolve_scheme(clf.resample, clf.drs_epoch)
-    weight = resolve_scheme(clf.class_weight, clf.drw_epoch)
-    prior = class_rates(counts, resample, classes=classes)
-    prior = prior * class_weights(counts, weight, classes=classes)
+    rates = class_rates(counts, resample, classes=classes)
+    buffers = dict(clf.criterion_.named_buffers(recurse=False))
+    weight = buffers.get("class_weight", buffers.get("weight"))
+    prior = rates
+    if weight is not None:
+        total = int(counts.sum())
+        size: Any = clf.get_params_for("iterator_train").get("batch_size", clf.batch_size)
+        rows = float(total if size == -1 else min(size, total))
+        if resample is None:
+            # Drawn without replacement, its shares vary as those of a larger batch with it.
+            rows = rows * (total - 1) / (total - rows) if rows < total else np.inf
+        prior = _weighted_shares(rates, weight.double().cpu().numpy(), rows)
     if hasattr(clf.criterion_, "trained_prior"):
         prior = clf.criterion_.trained_prior(torch.from_numpy(prior)).numpy()
     return prior / prior.sum()
+
+
+def _weighted_shares(
+    rates: NDArray[np.float64], weight: NDArray[np.float64], rows: float
+) -> NDArray[np.float64]:
+    """Return what each class has on average of a batch's weighted mean, up to a factor.
+
+    The mean is divided by the sum of the batch's own weights, so that a class has
+    E[n_c w_c / sum_k n_k w_k] for multinomial n: less than among all rows together if it is rare
+    and its weight large, since many batches have none of it. With 1/s = int_0^inf exp(-s t) dt
+    this is proportional to r_c w_c int exp(-w_c t) (sum_k r_k exp(-w_k t))^(rows - 1) dt.
+    """
+    product = rates * weight
+    if not np.isfinite(rows) or not product.any():
+        return product
+    weight = weight / product.sum()
+    # The integrand is smooth in log(t), and 0 at both ends: the trapezoidal rule is then exact.
+    end = np.log(60 / weight[product > 0].min())
+    log_t, step = np.linspace(-40, end, 1000, retstep=True)
+    decay = np.exp(-np.exp(log_t)[:, None] * weight)
+    share = np.exp(log_t) * (decay @ rates) ** (rows - 1)
+    return product * (share @ decay) * step
 
 
 class PriorCorrection(Wrapper):
@@ -97,9 +131,10 @@ class PriorCorrection(Wrapper):
 
     Notes
     -----
-    Exact for a classifier that minimises weighted cross-entropy. Margin losses make networks more
-    certain than they should be, before and after: put `sklearn.calibration.CalibratedClassifierCV`
-    around them, which learns both from data.
+    Right for a classifier that minimises weighted cross-entropy, as far as its own probabilities
+    are: a rate that falls to 0 (``lr_schedule="cosine"``) makes them steadier. Margin losses make
+    networks more certain than they should be, before and after: put
+    `sklearn.calibration.CalibratedClassifierCV` around them, which learns both from data.
 
     References
     ----------
@@ -140,6 +175,12 @@ class PriorCorrection(Wrapper):
         -------
         self : PriorCorrection
         """
+        weights = [name for name in fit_params if name.endswith("sample_weight")]
+        if weights and self.trained_prior is None:
+            raise ValueError(
+                f"what a classifier learns from with {weights[0]} is not known; pass "
+                "trained_prior, the weighted frequencies of the classes"
+            )
         self._fit_estimator(X, y, fit_params)
         counts = training_counts(None, X, y, self.classes_)
         self.class_prior_ = counts / counts.sum()

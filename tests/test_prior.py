@@ -8,6 +8,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
+from skorch.callbacks import Callback
 from torch import nn
 
 from imbmargin import MaxMarginClassifier, make_classifier
@@ -28,13 +29,19 @@ def network(**kwargs):
     return MaxMarginClassifier(**{"loss": "cross_entropy", **SETTINGS, **kwargs})
 
 
+def normals(n, share):
+    """Two normal distributions, for which a linear network can be right."""
+    rng = np.random.default_rng(0)
+    y = (rng.random(n) < share).astype(int)
+    X = rng.normal(size=(n, 4)) + 0.8 * y[:, None]
+    return X.astype(np.float32), y
+
+
 @pytest.fixture(scope="module")
 def rare():
-    """Two normal distributions, for which a linear network can be right; 6 % are positive."""
-    rng = np.random.default_rng(0)
-    y = (rng.random(12_000) < 0.06).astype(int)
-    X = rng.normal(size=(12_000, 4)) + 0.8 * y[:, None]
-    return train_test_split(X.astype(np.float32), y, stratify=y, random_state=0)
+    """6 % are positive."""
+    X, y = normals(12_000, 0.06)
+    return train_test_split(X, y, stratify=y, random_state=0)
 
 
 REBALANCED = {
@@ -58,6 +65,67 @@ def test_the_prevalence_is_recovered_and_the_log_loss_is_that_of_erm(name, rare)
     assert plain > 1.3 * y.mean()
     assert corrected[:, 1].mean() == pytest.approx(y_test.mean(), rel=0.12)
     assert log_loss(y_test, corrected) < 1.05 * erm
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", nn.CrossEntropyLoss])
+def test_weights_of_a_class_that_many_batches_do_not_have(loss):
+    X, y = normals(20_000, 0.01)
+    erm = network().fit(X, y).predict_proba(X)
+    weighted = network(loss=loss, class_weight="balanced")
+    clf = PriorCorrection(weighted).fit(X, y)
+    assert 0.3 < trained_prior(clf.estimator_)[1] < 0.45
+    corrected = clf.predict_proba(X)
+    assert corrected[:, 1].mean() == pytest.approx(y.mean(), rel=0.1)
+    assert log_loss(y, corrected) < 1.02 * log_loss(y, erm)
+
+
+@pytest.mark.parametrize(
+    ("counts", "rows"), [((9900, 100), 128), ((190, 10), 128), ((150, 30, 5), 64)]
+)
+@pytest.mark.parametrize("resample", [None, "square_root"])
+def test_the_trained_prior_is_the_mean_share_of_drawn_batches(counts, rows, resample):
+    y = np.repeat(np.arange(len(counts)), counts)
+    X = np.zeros((len(y), 2), np.float32)
+    clf = network(
+        module__out_features=len(counts),
+        class_weight="balanced",
+        resample=resample,
+        batch_size=rows,
+        max_epochs=1,
+    )
+    rng = np.random.default_rng(0)
+    if resample is None:
+        drawn = rng.multivariate_hypergeometric(counts, rows, 50_000)
+    else:
+        drawn = rng.multinomial(rows, np.sqrt(counts) / np.sqrt(counts).sum(), 50_000)
+    mass = drawn / np.array(counts)
+    expected = (mass / mass.sum(1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(trained_prior(clf.fit(X, y)), expected, rtol=0.015)
+
+
+def test_weights_that_never_switched_on_are_not_corrected(rare):
+    X, _, y, _ = rare
+    clf = network(class_weight="balanced", drw_epoch=2, max_epochs=3)
+    stopped = clone(clf).set_params(drw_epoch=2, callbacks=[Stop()]).fit(X, y)
+    assert len(stopped.history) == 1
+    np.testing.assert_allclose(trained_prior(stopped)[1], y.mean())
+    assert trained_prior(clf.fit(X, y))[1] > 0.4
+
+
+class Stop(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_weights_of_rows_must_be_told(rare):
+    X, _, y, _ = rare
+    weight = np.where(y == 1, 10.0, 1.0)
+    clf = PriorCorrection(network(max_epochs=1))
+    with pytest.raises(ValueError, match="with sample_weight is not known; pass trained_prior, th"):
+        clf.fit(X, y, sample_weight=weight)
+    clf.set_params(trained_prior={0: (y == 0).sum(), 1: 10 * (y == 1).sum()})
+    plain = clf.fit(X, y, sample_weight=weight).estimator_.predict_proba(X)
+    assert clf.predict_proba(X)[:, 1].mean() < 0.7 * plain[:, 1].mean()
 
 
 def test_an_over_sampled_pipeline(rare):
