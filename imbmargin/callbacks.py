@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from skorch.callbacks import Callback
 from skorch.callbacks import EarlyStopping as SkorchEarlyStopping
 from skorch.callbacks import PrintLog as SkorchPrintLog
 
+from imbmargin._epochs import resolve_epoch, step_epochs
 from imbmargin.data.batches import targets_of
 from imbmargin.weights import class_counts, class_rates, class_weights
 
@@ -37,60 +37,6 @@ Schedule = Callable[[int, int], float]
 def resolve_scheme(scheme: Any, start: Any) -> Any:
     """Return a scheme of weights or rates; one that is deferred has the paper's for None."""
     return "effective_number" if scheme is None and start is not None else scheme
-
-
-def resolve_epoch(start: Any, max_epochs: int, name: str, open_ended: bool = False) -> int:
-    """Turn a start (an int, a fraction of ``max_epochs``, or None) into completed epochs.
-
-    Parameters
-    ----------
-    start : int, float or None
-        Completed epochs, or a fraction of ``max_epochs``: below 1 it is always reached.
-    max_epochs : int
-        Epochs of the training.
-    name : str
-        Name of the argument, for the errors.
-    open_ended : bool, default=False
-        Whether training may go on after ``max_epochs`` (``partial_fit``): any start is fine.
-
-    Returns
-    -------
-    epoch : int
-
-    Raises
-    ------
-    ValueError
-        If the start is negative, not a number, or not reached within ``max_epochs``.
-
-    Examples
-    --------
-    >>> from imbmargin.callbacks import resolve_epoch
-    >>> resolve_epoch(0.8, 200, "drw_epoch"), resolve_epoch(160, 200, "drw_epoch")
-    (160, 160)
-    """
-    if start is None:
-        return 0
-    if isinstance(start, bool) or not isinstance(start, Real) or not float(start) >= 0:
-        raise ValueError(
-            f"{name} must be None, a number of epochs (0 or more) or a fraction of max_epochs, "
-            f"got {start!r}"
-        )
-    # An integer 1 is one epoch; a float 1.0 is all of them.
-    if isinstance(start, Integral):
-        epoch = int(start)
-    elif (fraction := float(start)) <= 1:
-        # A fraction below 1 leaves an epoch, however few there are.
-        epoch = min(round(fraction * max_epochs), max_epochs - (fraction < 1))
-    else:
-        raise ValueError(
-            f"{name} must be a whole number of epochs or a fraction up to 1, got {start!r}"
-        )
-    if epoch >= max_epochs and not open_ended:
-        raise ValueError(
-            f"{name}={start} is never reached: it starts after {epoch} epochs and max_epochs is "
-            f"{max_epochs}; lower {name} or raise max_epochs"
-        )
-    return epoch
 
 
 def bind_class_weight(criterion: Any, weight: Any) -> None:
@@ -337,11 +283,11 @@ def _training_counts(net: Any, dataset: Any) -> np.ndarray:
     return class_counts(targets_of(dataset), len(net.classes_))
 
 
-def _step(epoch: int, max_epochs: int, parts: tuple[float, float] = (0.8, 0.9)) -> float:
-    warm_up = round(0.025 * max_epochs)
+def _step(epoch: int, max_epochs: int, parts: tuple[float, ...] = (0.8, 0.9)) -> float:
+    warm_up, drops = step_epochs(max_epochs, parts)
     if epoch < warm_up:
         return (epoch + 1) / warm_up
-    return 0.01 ** sum(epoch >= round(part * max_epochs) for part in parts)
+    return 0.01 ** sum(epoch >= drop for drop in drops)
 
 
 def _early_step(epoch: int, max_epochs: int) -> float:
@@ -363,8 +309,8 @@ class LearningRateSchedule(Callback):
     ----------
     schedule : {"step", "early_step", "cosine"}, callable or None, default="step"
         "step" is the protocol of the LDAM and MM papers scaled to ``max_epochs``: linear warm-up
-        over the first 2.5 % (5 of 200 epochs), and a drop to a hundredth at 80 % and again at
-        90 % (160 and 180). "early_step" drops at 60 and 80 %, as BBN does.
+        over the first 2.5 % (5 of 200 epochs; none below 60), and a drop to a hundredth at 80 %
+        and again at 90 % (160 and 180). "early_step" drops at 60 and 80 %, as BBN does.
         "cosine" falls from 1 to almost 0. A callable gets the epoch (0-based, within this training)
         and ``max_epochs``, and returns the factor. None keeps it constant.
 

@@ -205,7 +205,7 @@ class ClassifierRetraining(_TwoStage):
         Epochs of the second stage.
     lr : float, default=0.1
         Its initial learning rate, for SGD with momentum 0.9 and weight decay 5e-4. It warms up
-        over a sixth of the epochs, and falls tenfold after one third and after two.
+        over a sixth of the epochs (not below 9), and falls tenfold after one third and after two.
     resample : str, dict or callable, default="class_balanced"
         Rates of the classes in the second stage, as in `MaxMarginClassifier`.
     batch_norm : {"eval", "train"}, default="eval"

@@ -202,6 +202,14 @@ def test_the_step_schedule_is_the_papers():
     np.testing.assert_allclose(rates, expected)
 
 
+@pytest.mark.parametrize("name", ["step", "early_step"])
+def test_the_rate_never_drops_twice_at_once(name):
+    for max_epochs in range(1, 50):
+        factors = [LR_SCHEDULES[name](epoch, max_epochs) for epoch in range(max_epochs)]
+        assert factors[0] == 1
+        assert all(after > b / 101 for b, after in pairwise(factors))
+
+
 def test_the_cosine_schedule_falls_from_one_to_almost_zero():
     factors = [LR_SCHEDULES["cosine"](epoch, 50) for epoch in range(50)]
     assert factors[0] == 1

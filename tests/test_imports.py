@@ -15,6 +15,7 @@ ROOT = Path(imbmargin.__file__).parent
 LAYERS = [
     {
         "_version",
+        "_epochs",
         "_figure",
         "_hardware",
         "weights",

@@ -158,7 +158,7 @@ def _add_training(group: Any) -> None:
         "--epochs",
         type=_positive,
         help="epochs of the networks (default: 40; for table1 to table3 200, the papers' number: "
-        "warm-up, drops of the rate and deferral move in proportion)",
+        "warm-up (from 60 on), drops of the rate and deferral move in proportion)",
     )
     add(
         "--precision",

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from imbmargin._epochs import resolve_epoch, step_epochs
 from imbmargin.benchmark.paper import GRID_METHOD, PAPER_EPOCHS
 from imbmargin.benchmark.table import Group, Rows, spread
-from imbmargin.callbacks import resolve_epoch
 from imbmargin.methods import METHODS, TABLE1, paper_grid, paper_settings, published_error
 
 __all__ = ["Table", "best_errors", "last_errors", "paper_tables", "schedule_note"]
@@ -38,15 +38,17 @@ def schedule_note(epochs: int) -> str:
     --------
     >>> from imbmargin.benchmark.published import schedule_note
     >>> schedule_note(40)
-    "40 epochs in place of the papers' 200, and the schedule in proportion: 1 of warm-up, drops of \
+    "40 epochs in place of the papers' 200, and the schedule in proportion: no warm-up, drops of \
 the rate after 32 and 36, deferral after 32. The published errors are those of 200 epochs."
     """
     if epochs == PAPER_EPOCHS:
         return "200 epochs, as in the papers."
-    first, second = round(0.8 * epochs), round(0.9 * epochs)
+    warm_up, drops = step_epochs(epochs)
+    reached = " and ".join(str(drop) for drop in drops if drop < epochs)
     return (
         f"{epochs} epochs in place of the papers' {PAPER_EPOCHS}, and the schedule in proportion: "
-        f"{round(0.025 * epochs)} of warm-up, drops of the rate after {first} and {second}, "
+        f"{warm_up or 'no'}{' of' if warm_up else ''} warm-up, "
+        f"{f'drops of the rate after {reached}' if reached else 'no drop of the rate'}, "
         f"deferral after {resolve_epoch(0.8, epochs, 'deferral')}. The published errors are those "
         f"of {PAPER_EPOCHS} epochs."
     )

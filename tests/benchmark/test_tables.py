@@ -181,7 +181,11 @@ def test_settings_that_were_not_published_have_no_figure():
 
 def test_the_schedule_is_told():
     assert schedule_note(200) == "200 epochs, as in the papers."
-    assert "drops of the rate after 80 and 90" in schedule_note(100)
+    assert "2 of warm-up, drops of the rate after 80 and 90" in schedule_note(100)
+    # One epoch of warm-up would be at the full rate.
+    assert "no warm-up, drops of the rate after 6 and 7" in schedule_note(8)
+    assert "no warm-up, drops of the rate after 4, deferral after 4" in schedule_note(5)
+    assert "no drop of the rate" in schedule_note(1)
 
 
 @pytest.mark.parametrize(
