@@ -66,7 +66,8 @@ def step_epochs(max_epochs: int, parts: tuple[float, ...] = (0.8, 0.9)) -> tuple
     """Return the epochs of warm-up, and the completed epochs after which the rate drops."""
     # The last epoch of warm-up has the full rate: one epoch alone is none.
     warm_up = round(0.025 * max_epochs)
-    drops: list[int] = []
+    drop, drops = 0, []
     for part in parts:
-        drops.append(max(round(part * max_epochs), drops[-1] + 1 if drops else 0))
+        drop = max(round(part * max_epochs), drop + 1)
+        drops.append(drop)
     return warm_up if warm_up > 1 else 0, drops

@@ -294,11 +294,20 @@ def _early_step(epoch: int, max_epochs: int) -> float:
     return _step(epoch, max_epochs, (0.6, 0.8))
 
 
+def _half_step(epoch: int, max_epochs: int) -> float:
+    return _step(epoch, max_epochs, (0.5, 0.8, 0.9))
+
+
 def _cosine(epoch: int, max_epochs: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * epoch / max_epochs))
 
 
-LR_SCHEDULES: dict[str, Schedule] = {"step": _step, "early_step": _early_step, "cosine": _cosine}
+LR_SCHEDULES: dict[str, Schedule] = {
+    "step": _step,
+    "early_step": _early_step,
+    "half_step": _half_step,
+    "cosine": _cosine,
+}
 """Name -> function of the epoch and the number of epochs; see `LearningRateSchedule`."""
 
 
@@ -307,10 +316,11 @@ class LearningRateSchedule(Callback):
 
     Parameters
     ----------
-    schedule : {"step", "early_step", "cosine"}, callable or None, default="step"
+    schedule : {"step", "early_step", "half_step", "cosine"}, callable or None, default="step"
         "step" is the protocol of the LDAM and MM papers scaled to ``max_epochs``: linear warm-up
         over the first 2.5 % (5 of 200 epochs; none below 60), and a drop to a hundredth at 80 %
-        and again at 90 % (160 and 180). "early_step" drops at 60 and 80 %, as BBN does.
+        and again at 90 % (160 and 180). "early_step" drops at 60 and 80 %, as BBN does,
+        "half_step" at 50, 80 and 90 %, as the released code of the influence-balanced loss does.
         "cosine" falls from 1 to almost 0. A callable gets the epoch (0-based, within this training)
         and ``max_epochs``, and returns the factor. None keeps it constant.
 

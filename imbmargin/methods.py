@@ -59,7 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "VS": {"loss": "vs", "criterion__gamma": 0.15, "criterion__tau": 1.25},
     "CDT": {"loss": "vs", "criterion__gamma": 0.2, "criterion__tau": 0.0},
     # It is for small steps: the released code lets the rate fall when the loss begins.
-    "IB": {"loss": "influence_balanced", "loss_epoch": 0.6, "lr_schedule": "early_step"},
+    "IB": {"loss": "influence_balanced", "loss_epoch": 0.5, "lr_schedule": "half_step"},
     "L-Softmax": {"loss": "large_margin_softmax"},
     "BBN": {"loss": "cross_entropy", "lr_schedule": "early_step"},
     "MW-Net": {"loss": "cross_entropy"},
@@ -133,7 +133,7 @@ SOURCES: dict[str, str] = {
     "LA": "Menon et al., ICLR 2021; tau 1",
     "VS": "Kini et al., NeurIPS 2021; gamma and tau of CIFAR-10 long-tailed",
     "CDT": "Ye et al., 2020; gamma 0.2",
-    "IB": "Park et al., ICCV 2021; alpha 1000, from the fall of the rate on",
+    "IB": "Park et al., ICCV 2021; alpha 1000, after half of the epochs",
     "L-Softmax": "Liu et al., ICML 2016; m 2",
     "BBN": "Zhou et al., CVPR 2020; without Nesterov's momentum",
     "MW-Net": "Shu et al., NeurIPS 2019; meta set from the training data",

@@ -202,7 +202,13 @@ def test_the_step_schedule_is_the_papers():
     np.testing.assert_allclose(rates, expected)
 
 
-@pytest.mark.parametrize("name", ["step", "early_step"])
+def test_the_half_step_schedule_is_that_of_the_influence_balanced_loss():
+    factors = [LR_SCHEDULES["half_step"](epoch, 200) for epoch in range(200)]
+    expected = [0.2, 0.4, 0.6, 0.8] + [1] * 96 + [1e-2] * 60 + [1e-4] * 20 + [1e-6] * 20
+    np.testing.assert_allclose(factors, expected)
+
+
+@pytest.mark.parametrize("name", ["step", "early_step", "half_step"])
 def test_the_rate_never_drops_twice_at_once(name):
     for max_epochs in range(1, 50):
         factors = [LR_SCHEDULES[name](epoch, max_epochs) for epoch in range(max_epochs)]
