@@ -68,8 +68,8 @@ class _Deferred(Callback):
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Work out the start in epochs."""
-        open_ended = getattr(net, "open_ended_", False) or len(net.history) > 0
-        self.start_epoch_ = resolve_epoch(self.start, net.max_epochs, self._name, open_ended)
+        self.goes_on_ = getattr(net, "open_ended_", False) or len(net.history) > 0
+        self.start_epoch_ = resolve_epoch(self.start, net.max_epochs, self._name, self.goes_on_)
 
     def _is_on(self, net: Any) -> bool:
         # skorch has opened the history's row of this epoch already.
@@ -78,6 +78,9 @@ class _Deferred(Callback):
 
 class DeferredLoss(_Deferred):
     """Train with plain cross-entropy first, and with the loss after a number of epochs.
+
+    A loss that changes with the batches, such as `imbmargin.losses.LargeMarginSoftmaxLoss`, is told
+    how many there will be.
 
     Parameters
     ----------
@@ -105,8 +108,15 @@ class DeferredLoss(_Deferred):
     def __init__(self, start: Any = None) -> None:
         self.start = start
 
-    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
-        """Tell the loss whether its time has come."""
+    def on_epoch_begin(
+        self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
+    ) -> None:
+        """Tell the loss whether its time has come, and how long it will be."""
+        # Nobody knows how often partial_fit will be called.
+        if hasattr(net.criterion_, "planned_batches") and not self.goes_on_:
+            size = len(dataset_train) if net.batch_size == -1 else net.batch_size
+            batches = math.ceil(len(dataset_train) / size)
+            net.criterion_.planned_batches = batches * (net.max_epochs - self.start_epoch_)
         if self.start is None:
             return
         if not hasattr(net.criterion_, "active"):

@@ -13,6 +13,8 @@ from imbmargin.losses._base import ClassCountLoss, check_number
 __all__ = ["LargeMarginSoftmaxLoss", "large_margin_logits"]
 
 _MULTIPLES = (1, 2, 3, 4)
+# Those of the published example for CIFAR-10.
+_BATCHES = 30_000
 
 
 def large_margin_logits(
@@ -85,12 +87,18 @@ class LargeMarginSoftmaxLoss(ClassCountLoss):
     multiple : {1, 2, 3, 4}, default=2
         m; 1 is cross-entropy.
     blend : float, default=1000.0
-        λ at the first batch; it falls as λ (1 + γ t)^-p with the training batches t, since the
-        loss does not train from scratch without.
+        λ at the first batch; it falls as λ (1 + γ t)^-p, since the loss does not train from scratch
+        without. t goes from 0 to 30,000, the batches of the published example for CIFAR-10.
     gamma, power : float, default=1e-5, 45.0
-        γ and p of the fall; those of the published example for CIFAR-10.
+        γ and p of the fall; those of the example.
     least_blend : float, default=0.0
         Where the fall of λ ends; 5 to 10 for large problems.
+
+    Attributes
+    ----------
+    planned_batches : int
+        Training batches within which t goes its way. `MaxMarginClassifier` sets those of its fit;
+        elsewhere they are 30,000 until you set them.
 
     Raises
     ------
@@ -143,6 +151,7 @@ class LargeMarginSoftmaxLoss(ClassCountLoss):
         self.gamma = gamma
         self.power = power
         self.least_blend = least_blend
+        self.planned_batches = _BATCHES
         # Counted on the device, so that no batch waits; a checkpoint holds it.
         self.register_buffer("batches", torch.zeros((), dtype=torch.float64))
 
@@ -157,7 +166,8 @@ class LargeMarginSoftmaxLoss(ClassCountLoss):
         self, logits: Tensor, target: Tensor, *, features: Tensor, head_weight: Tensor
     ) -> Tensor:
         """Return the logits with the label's moved, shape (n, K)."""
-        fallen = self.blend * (1 + self.gamma * self.batches) ** -self.power
+        t = self.batches * (_BATCHES / self.planned_batches)
+        fallen = self.blend * (1 + self.gamma * t) ** -self.power
         blend = fallen.clamp_min(self.least_blend).to(logits.dtype)
         if self.training:
             self.batches += 1
