@@ -18,14 +18,14 @@ from imbmargin.data import inputs
 from imbmargin.data.batches import ArrayDataset, as_arrays, is_array_dataset, targets_of
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.modules.members import rows_per_target
-from imbmargin.randomness import isolated_random_state
+from imbmargin.randomness import get_random_states, isolated_random_state, set_random_states
 
 __all__ = ["MetaWeightNetClassifier"]
 
 
 def check_row_losses(net: Any) -> None:
     """Raise an error unless the loss of an estimator gives those of single rows from logits."""
-    if not hasattr(net.criterion_, "per_sample") or net.criterion_.needs:
+    if not hasattr(net.criterion_, "row_losses") or net.criterion_.needs:
         raise ValueError(
             f"loss={net.loss!r} does not give losses of single rows from the logits; use one "
             "of imbmargin.losses that does, such as 'cross_entropy'"
@@ -231,37 +231,49 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
         target, row_weight = self._target_and_weight(y)
         self._set_training(True)
         x = self._network_input(x)
+        states = get_random_states(self.device)
         logits = self.infer(x, **fit_params)
-        losses = self.criterion_.per_sample(logits.float(), target)
-        self._change_weights(x, target, losses)
+        losses = self.criterion_.row_losses(logits.float(), target)
+        self._change_weights(x, target, losses, row_weight, states)
         with torch.no_grad():
-            weight = self._row_weights(losses)
-        if row_weight is not None:
-            weight = weight * row_weight
+            weight = self._row_weights(losses, row_weight)
         loss = self.criterion_(logits, target, weight)
         self._backward(loss)
         return {"loss": loss, "y_pred": logits}
 
-    def _row_weights(self, losses: Tensor) -> Tensor:
-        return self.weight_net_(losses.detach().float().unsqueeze(1)).squeeze(1)
+    def _row_weights(self, losses: Tensor, given: Tensor | None) -> Tensor:
+        found = self.weight_net_(losses.detach().float().unsqueeze(1)).squeeze(1)
+        return found if given is None else found * given
 
-    def _change_weights(self, x: Tensor, target: Tensor, losses: Tensor) -> None:
+    def _change_weights(
+        self,
+        x: Tensor,
+        target: Tensor,
+        losses: Tensor,
+        row_weight: Tensor | None = None,
+        states: dict[str, Any] | None = None,
+    ) -> None:
         """Take a virtual step, and one of the small network towards a lower loss after it.
 
         The step is linear in the rows' shares of the loss. What a share does to the meta loss is
         therefore the slope of its row's loss in the direction of the meta loss's gradient: one pass
         forward, where second derivatives of the whole network would take several passes back. The
-        losses keep their graph, for the real step.
+        losses keep their graph, for the real step. ``states`` are those of the random generators
+        before the pass that gave the losses, which the pass forward must repeat.
         """
         weights: dict[str, Any] = dict(self.module_.named_parameters())
-        row_weight = self._row_weights(losses)
-        share = row_weight / row_weight.sum().clamp_min(1e-12)
+        by_row = self._row_weights(losses, row_weight)
+        by_row = self.criterion_.row_weight(losses, target, by_row)
+        share = by_row / by_row.sum().clamp_min(1e-12)
         lr = self.optimizer_.param_groups[0]["lr"]
         total = (share.detach() * losses).sum()
         moved = virtual_step(total, weights, lr, differentiable=False)
         names = [name for name, weight in weights.items() if weight.requires_grad]
         steepest = torch.autograd.grad(self._meta_loss(moved), [moved[name] for name in names])
+        now = get_random_states(self.device)
+        set_random_states(now if states is None else states, self.device)
         slopes = self._slopes(weights, dict(zip(names, steepest, strict=True)), x, target)
+        set_random_states(now, self.device)
         parameters = list(self.weight_net_.parameters())
         found = torch.autograd.grad(-lr * (share * slopes).sum(), parameters)
         for parameter, gradient in zip(parameters, found, strict=True):
@@ -285,7 +297,7 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
                 name: forward_ad.make_dual(weights[name].detach(), tangent)
                 for name, tangent in direction.items()
             }
-            losses = self.criterion_.per_sample(self._virtual({**weights, **dual}, x), target)
+            losses = self.criterion_.row_losses(self._virtual({**weights, **dual}, x), target)
             return forward_ad.unpack_dual(losses).tangent
 
     def _virtual(self, weights: dict[str, Any], x: Tensor) -> Tensor:

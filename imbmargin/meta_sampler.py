@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from imbmargin._paired import PairedBatches
+from imbmargin.losses._base import weighted_mean
 from imbmargin.meta import check_row_losses, copied_buffers, virtual_step
 from imbmargin.modules import find_head, watch_input
 from imbmargin.samplers import ClassSampler
@@ -238,9 +239,10 @@ class MetaSamplerClassifier(PairedBatches):
     ) -> None:
         """Take a virtual step of the head, and one of the rates to a lower loss after it."""
         weights: dict[str, Any] = dict(head.named_parameters())
-        losses = self.criterion_.per_sample(functional_call(head, weights, (features,)), target)
-        drawn = self.class_rates_.sample_weight(target)
-        total = (losses * drawn * (1 if row_weight is None else row_weight)).mean()
+        losses = self.criterion_.row_losses(functional_call(head, weights, (features,)), target)
+        # The mean of the real step, times ones whose gradient is that of the draws.
+        drawn = losses * self.class_rates_.sample_weight(target)
+        total = weighted_mean(drawn, self.criterion_.row_weight(losses, target, row_weight))
         moved = virtual_step(total, weights, self.optimizer_.param_groups[0]["lr"])
         balanced, balanced_target = self._balanced_features(head)
         logits = functional_call(head, moved, (balanced,))

@@ -25,12 +25,16 @@ def test_scikit_learn_check(estimator, check):
     check(estimator)
 
 
-def test_the_small_network_goes_down_the_loss_after_a_virtual_step(table):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_small_network_goes_down_the_loss_after_a_virtual_step(weighted, table):
     """The step is that of finite differences of the meta loss, for one weight of the network."""
     X, y = table
     clf = MetaWeightNetClassifier(**SETTINGS).fit(X, y)
     clf.module_.double()
     x, target = torch.from_numpy(X[:20]).double(), torch.from_numpy(y[:20])
+    given, by_class = torch.linspace(0.1, 3, 20).double(), torch.tensor([0.2, 1.0, 5.0]).double()
+    if weighted:
+        clf.criterion_.set_class_weight(by_class)
     clf.meta_rows_ = clf.meta_rows_.double()
     lr = clf.optimizer_.param_groups[0]["lr"]
 
@@ -41,6 +45,8 @@ def test_the_small_network_goes_down_the_loss_after_a_virtual_step(table):
         weights = dict(clf.module_.named_parameters())
         losses = losses_of(functional_call(clf.module_, weights, (x,)), target)
         rows = clf.weight_net_(losses.detach().float().unsqueeze(1)).squeeze(1).double()
+        if weighted:
+            rows = rows * given * by_class[target]
         total = (rows * losses).sum() / rows.sum()
         gradients = torch.autograd.grad(total, list(weights.values()))
         moved = {
@@ -61,10 +67,37 @@ def test_the_small_network_goes_down_the_loss_after_a_virtual_step(table):
     seen = []
     clf.weight_optimizer_.step = lambda: seen.append(parameter.grad.item())
     losses = losses_of(clf.module_(x), target)
-    clf._change_weights(x, target, losses)
+    clf._change_weights(x, target, losses, given if weighted else None)
     # The small network computes in float32.
     assert seen[0] == pytest.approx(expected, rel=0.02)
     assert parameter.grad is None
+
+
+def test_the_virtual_step_has_the_loss_and_the_dropout_of_the_real_one(table, monkeypatch):
+    X, y = table
+    settings = {"loss": "vs", "loss_epoch": 1, "max_epochs": 2, "module__dropout": 0.5}
+    clf = MetaWeightNetClassifier(**{**SETTINGS, **settings})
+    seen = []
+
+    def slopes(weights, direction, x, target):
+        with torch.no_grad():
+            logits = clf._virtual(weights, x)
+            seen.append((clf.criterion_.active, logits, clf.criterion_.row_losses(logits, target)))
+        return seen[-1][2]
+
+    change = clf._change_weights
+
+    def changed(x, target, losses, *args):
+        change(x, target, losses, *args)
+        torch.testing.assert_close(seen[-1][2], losses)
+        active, logits, _ = seen[-1]
+        plain = nn.functional.cross_entropy(logits, target, reduction="none")
+        assert torch.allclose(losses, plain) != active
+
+    monkeypatch.setattr(clf, "_slopes", slopes, raising=False)
+    monkeypatch.setattr(clf, "_change_weights", changed, raising=False)
+    clf.fit(X, y)
+    assert {active for active, *_ in seen} == {False, True}
 
 
 def test_virtual_steps_leave_statistics_and_gradients_alone(images):

@@ -88,7 +88,8 @@ def test_gradients_are_those_of_a_naive_straight_through_draw(rates):
     torch.testing.assert_close(*pair, atol=2e-3, rtol=0.0)
 
 
-def test_rates_go_down_the_loss_after_a_virtual_step(table):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rates_go_down_the_loss_after_a_virtual_step(weighted, table):
     """The gradient is that of finite differences of the meta loss, for each row's weight."""
     X, y = table
     clf = MetaSamplerClassifier(**SETTINGS).fit(X, y)
@@ -99,10 +100,16 @@ def test_rates_go_down_the_loss_after_a_virtual_step(table):
         network = nn.Sequential(clf.module_.input_norm, clf.module_.backbone).eval()
         features, others = (network(rows).double() for rows in (x, balanced[0]))
 
+    given, by_class = torch.linspace(0.1, 3, 20).double(), torch.tensor([0.2, 1.0, 5.0]).double()
+    share = given * by_class[target] if weighted else torch.ones(20, dtype=torch.float64)
+    share = share / share.sum()
+    if weighted:
+        clf.criterion_.set_class_weight(by_class)
+
     def meta_loss(row_weight):
         weight, bias = (p.detach().double().requires_grad_() for p in (head.weight, head.bias))
         losses = logit_adjusted_loss(features @ weight.T + bias, target, clf.class_counts_)
-        steps = torch.autograd.grad((row_weight * losses).mean(), (weight, bias))
+        steps = torch.autograd.grad((share * row_weight * losses).sum(), (weight, bias))
         logits = others @ (weight - lr * steps[0]).T + bias - lr * steps[1]
         return F.cross_entropy(logits, balanced[1]).item()
 
@@ -121,7 +128,7 @@ def test_rates_go_down_the_loss_after_a_virtual_step(table):
     clf.rate_optimizer_.step = lambda: seen.append(clf.class_rates_.psi.grad.clone())
     clf._balanced_features = lambda _: (others.float(), balanced[1])
     torch.manual_seed(3)
-    clf._change_rates(head, features.float(), target, None)
+    clf._change_rates(head, features.float(), target, given.float() if weighted else None)
     torch.testing.assert_close(seen[0], expected.float(), rtol=1e-3, atol=1e-8)
     assert clf.class_rates_.psi.grad is None
 

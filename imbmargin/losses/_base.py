@@ -204,16 +204,24 @@ class ClassCountLoss(nn.Module):
             if class_weight is not None:
                 class_weight = class_weight.to(logits.dtype)
             return F.cross_entropy(self.adjust(logits, target, **context), target, class_weight)
+        losses = self.row_losses(logits, target, **context)
+        return weighted_mean(losses, self.row_weight(losses, target, sample_weight))
+
+    def row_losses(self, logits: Tensor, target: Tensor, **context: Tensor) -> Tensor:
+        """Return the losses of which `forward` takes the mean, shape (n,); see ``active``."""
         if self.active:
-            losses = self.per_sample(logits, target, **context)
-        else:
-            plain = logits * getattr(self, "scale", 1.0)
-            losses = F.cross_entropy(plain, target, reduction="none")
-        weight = sample_weight
-        if class_weight is not None:
-            by_class = class_weight[target].to(losses.dtype)
-            weight = by_class if weight is None else weight * by_class
-        return weighted_mean(losses, weight)
+            return self.per_sample(logits, target, **context)
+        plain = logits * getattr(self, "scale", 1.0)
+        return F.cross_entropy(plain, target, reduction="none")
+
+    def row_weight(
+        self, losses: Tensor, target: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor | None:
+        """Return the weights in that mean, of classes times rows, shape (n,); None: all equal."""
+        if self.class_weight is None:
+            return sample_weight
+        by_class = self.class_weight[target].to(losses.dtype)
+        return by_class if sample_weight is None else sample_weight * by_class
 
     def _counts_changed(self) -> None:
         """Derive what follows from the class counts."""
