@@ -111,7 +111,7 @@ class _TwoStage(Wrapper):
         X, y
             Training data, as the classifier takes them.
         **fit_params
-            For the classifier's fit.
+            For the classifier's fit; ``sample_weight`` is for that of the head too.
 
         Returns
         -------
@@ -144,7 +144,7 @@ class _TwoStage(Wrapper):
             random_state=self.random_state,
             **_settings_of(first),
         )
-        self.net_.fit(inputs, y)
+        self.net_.fit(inputs, y, self._sample_weight(fit_params))
         return self
 
     def _second_stage(self, network: Any, **settings: Any) -> MaxMarginClassifier:
@@ -160,6 +160,12 @@ class _TwoStage(Wrapper):
         """Pass X through what stands before the network in a Pipeline."""
         pipeline = getattr(self.estimator_, "estimator", self.estimator_)
         return pipeline[:-1].transform(X) if hasattr(pipeline, "steps") else X
+
+    def _sample_weight(self, fit_params: dict[str, Any]) -> Any:
+        """Return the weights of the rows, which a Pipeline takes by the name of its last step."""
+        pipeline = getattr(self.estimator_, "estimator", self.estimator_)
+        name = f"{pipeline.steps[-1][0]}__" if hasattr(pipeline, "steps") else ""
+        return fit_params.get(f"{name}sample_weight")
 
     def _head_factory(self, net: Any, head: nn.Module) -> Callable[[], nn.Module]:
         raise NotImplementedError
@@ -229,6 +235,11 @@ class ClassifierRetraining(_TwoStage):
         In fit, if ``batch_norm`` is unknown or the network has no head.
     TypeError
         In fit, if the estimator is not a skorch classifier.
+
+    Notes
+    -----
+    The second stage trains on all rows, also on those that a ``train_split`` of the first one has
+    set aside: judge it on rows that are in neither.
 
     References
     ----------

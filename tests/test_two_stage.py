@@ -111,6 +111,21 @@ def test_around_plain_skorch_nets_and_pipelines(make, rare):
     np.testing.assert_array_equal(again.predict_proba(X_test), pipeline.predict_proba(X_test))
 
 
+@every
+def test_weights_of_rows_are_those_of_both_stages(make, rare):
+    X, y = rare[:2]
+    weight = np.where(y == "a", 0.01, 1.0)
+    first = clone(NETWORK).fit(X, y)
+    plain = make(FrozenEstimator(first), **SECOND).fit(X, y).predict_proba(X)
+    weighted = make(FrozenEstimator(first), **SECOND).fit(X, y, sample_weight=weight)
+    assert weighted.predict_proba(X)[:, 0].mean() < plain[:, 0].mean() - 0.05
+    pipeline = FrozenEstimator(make_pipeline(StandardScaler(), NETWORK).fit(X, y))
+    routed = {"maxmarginclassifier__sample_weight": weight}
+    plain = make(pipeline, **SECOND).fit(X, y).predict_proba(X)
+    weighted = make(pipeline, **SECOND).fit(X, y, **routed).predict_proba(X)
+    assert weighted[:, 0].mean() < plain[:, 0].mean() - 0.05
+
+
 def test_crt_after_the_maximum_margin_loss(rare):
     X, y, X_test, y_test = rare
     margin = MaxMarginClassifier(loss="mm", max_epochs=15, random_state=0)
