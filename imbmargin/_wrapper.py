@@ -18,6 +18,7 @@ from skorch.utils import is_dataset
 from torch import nn
 
 from imbmargin.data.batches import targets_of
+from imbmargin.data.inputs import encode
 from imbmargin.modules import find_head
 from imbmargin.weights import class_counts
 
@@ -82,7 +83,7 @@ def training_counts(estimator: Any, X: Any, y: Any, classes: NDArray[Any]) -> ND
     if own is not None:
         return np.asarray(own)
     labels = targets_of(X) if y is None and is_dataset(X) else column_or_1d(y)
-    return class_counts(np.searchsorted(classes, labels), len(classes))
+    return class_counts(encode(labels, classes), len(classes))
 
 
 def log_proba(estimator: Any, X: Any) -> NDArray[Any]:

@@ -28,6 +28,7 @@ from imbmargin._wrapper import (
     log_proba,
     training_counts,
 )
+from imbmargin.data.inputs import encode
 from imbmargin.modules import find_head
 
 __all__ = ["LogitAdjustment", "NearestClassMean", "TauNormalization"]
@@ -303,7 +304,7 @@ class NearestClassMean(Wrapper):
     estimator_ : classifier
         The fitted one.
     means_ : ndarray of shape (K, features)
-        Mean feature of each class.
+        Mean feature of each class; NaN for a class without rows, which is never predicted.
     classes_ : ndarray of shape (K,)
         The labels.
 
@@ -348,9 +349,11 @@ class NearestClassMean(Wrapper):
         self._fit_estimator(X, y, fit_params)
         features = head_pass(self.estimator_, X)[0]
         self.center_ = features.mean(axis=0) if self.normalize else np.zeros(features.shape[1])
-        codes = np.searchsorted(self.classes_, column_or_1d(y))
+        codes = encode(column_or_1d(y), self.classes_)
         placed = self._place(features)
-        self.means_ = np.stack([placed[codes == k].mean(axis=0) for k in range(codes.max() + 1)])
+        self.means_ = np.full((len(self.classes_), features.shape[1]), np.nan, features.dtype)
+        for k in np.unique(codes):
+            self.means_[k] = placed[codes == k].mean(axis=0)
         return self
 
     def _place(self, features: NDArray[Any]) -> NDArray[Any]:
@@ -359,4 +362,7 @@ class NearestClassMean(Wrapper):
     def _logits(self, X: Any) -> NDArray[Any]:
         check_is_fitted(self)
         features = self._place(head_pass(self.estimator_, X)[0])
-        return -euclidean_distances(features, self.means_, squared=True)
+        seen = ~np.isnan(self.means_).any(axis=1)
+        logits = np.full((len(features), len(self.means_)), -np.inf, features.dtype)
+        logits[:, seen] = -euclidean_distances(features, self.means_[seen], squared=True)
+        return logits

@@ -142,6 +142,8 @@ class _TwoStage(Wrapper):
             lr=self.lr,
             max_epochs=self.max_epochs,
             random_state=self.random_state,
+            # All of them, in their order, also those that have no rows.
+            classes=self.classes_,
             **_settings_of(first),
         )
         self.net_.fit(inputs, y, self._sample_weight(fit_params))

@@ -150,6 +150,20 @@ def test_the_nearest_mean(normalize, rare):
     np.testing.assert_allclose(-clf.decision_function(X_test), distances, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("classes", [["c", "none", "a", "b"], ["a", "b", "c", "last"]])
+def test_the_mean_of_a_class_without_rows_is_never_nearest(classes, rare):
+    X, y, X_test, y_test = rare
+    network = MaxMarginClassifier(
+        loss="cross_entropy", classes=classes, max_epochs=15, random_state=0
+    )
+    clf = NearestClassMean(network).fit(X, y)
+    assert set(clf.predict(X_test)) == {"a", "b", "c"}
+    assert balanced_accuracy_score(y_test, clf.predict(X_test)) > 0.5
+    empty = classes.index("none" if "none" in classes else "last")
+    assert (clf.predict_proba(X_test)[:, empty] == 0).all()
+    assert np.isnan(clf.means_[empty]).all()
+
+
 @pytest.mark.parametrize("make", [LogitAdjustment, TauNormalization, NearestClassMean])
 def test_around_plain_skorch_nets_and_pipelines(make, rare):
     X, y, X_test, y_test = rare

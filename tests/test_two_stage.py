@@ -126,6 +126,17 @@ def test_weights_of_rows_are_those_of_both_stages(make, rare):
     assert weighted[:, 0].mean() < plain[:, 0].mean() - 0.05
 
 
+@every
+def test_classes_without_rows_and_in_another_order(make, rare):
+    X, y, X_test, y_test = rare
+    network = MaxMarginClassifier(loss="cross_entropy", max_epochs=15, random_state=0)
+    network.set_params(classes=["c", "none", "a", "b"])
+    clf = make(network, **SECOND).fit(X, y)
+    assert clf.predict_proba(X_test).shape == (len(X_test), 4)
+    assert balanced_accuracy_score(y_test, clf.predict(X_test)) > 0.6
+    assert (clf.predict(X_test) != "none").all()
+
+
 def test_crt_after_the_maximum_margin_loss(rare):
     X, y, X_test, y_test = rare
     margin = MaxMarginClassifier(loss="mm", max_epochs=15, random_state=0)
