@@ -239,6 +239,11 @@ class MarginDisplay:
         empty = [name for name, margin in self.margins.items() if not len(margin)]
         if empty or not self.margins:
             raise ValueError(f"every group must have samples, these have none: {empty}")
+        wrong = [name for name, margin in self.margins.items() if not np.isfinite(margin).all()]
+        if wrong:
+            raise ValueError(
+                f"margins must be finite, those of {wrong} are not; leave such samples out"
+            )
 
     @classmethod
     def from_estimator(

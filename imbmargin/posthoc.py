@@ -36,6 +36,11 @@ __all__ = ["LogitAdjustment", "NearestClassMean", "TauNormalization"]
 _TAUS = tuple(np.round(np.arange(0, 2.01, 0.1), 1).tolist())
 
 
+def _are_numbers(values: Any) -> bool:
+    values = np.asarray(values)
+    return values.ndim == 1 and values.size > 0 and bool(np.isfinite(values).all())
+
+
 class _FixedLogits(LogitClassifier):
     """A classifier for scorers, whose logits are known."""
 
@@ -82,6 +87,8 @@ class _TauAdjusted(Wrapper):
         chosen = isinstance(self.tau, str) and self.tau == "cv"
         if not chosen and not (isinstance(self.tau, Real) and np.isfinite(float(self.tau))):
             raise ValueError(f"tau must be a number or 'cv', got {self.tau!r}")
+        if chosen and self.taus is not None and not _are_numbers(self.taus):
+            raise ValueError(f"taus must be numbers, at least one, got {self.taus!r}")
         self._fit_estimator(X, y, fit_params)
         self._by_class = self._class_values(self.estimator_, X, y)
         self.tau_ = self._choose_tau(X, y, fit_params) if chosen else float(self.tau)
@@ -201,7 +208,8 @@ class LogitAdjustment(_TauAdjusted):
             counts = training_counts(estimator, X, y, self.classes_)
         else:
             counts = np.asarray(self.class_counts)
-        if counts.shape != self.classes_.shape or (counts <= 0).any():
+        finite = np.isfinite(counts) & (counts > 0)
+        if counts.shape != self.classes_.shape or not finite.all():
             raise ValueError(
                 f"class_counts must be above 0 for each of the {len(self.classes_)} classes, got "
                 f"{counts.tolist()}; pass the rows of each class in the training data"

@@ -319,6 +319,10 @@ def test_plot_draws_on_the_given_axes_and_passes_its_options_on(draw):
             "every group must have samples, these have none: ['tail']",
         ),
         (
+            lambda: MarginDisplay({"head": [0.5], "tail": [0.1, np.nan]}),
+            "margins must be finite, those of ['tail'] are not; leave such samples out",
+        ),
+        (
             lambda: TrainingCurvesDisplay([]),
             "history must be a fitted estimator, or a list of a dict for each epoch with "
             "train_loss, got []",

@@ -197,6 +197,21 @@ def test_a_softmax_after_the_last_layer_is_looked_behind(rare):
             r"class_counts must be above 0 for each of the 3 classes, got \[1, 0, 2\]",
         ),
         (
+            lambda: LogitAdjustment(NETWORK, class_counts=[1, np.nan, 2]),
+            ValueError,
+            r"class_counts must be above 0 for each of the 3 classes, got \[1.0, nan, 2.0\]",
+        ),
+        (
+            lambda: LogitAdjustment(NETWORK, "cv", taus=[]),
+            ValueError,
+            r"taus must be numbers, at least one, got \[\]",
+        ),
+        (
+            lambda: TauNormalization(NETWORK, "cv", taus=[0.5, np.nan]),
+            ValueError,
+            r"taus must be numbers, at least one, got \[0.5, nan\]",
+        ),
+        (
             lambda: TauNormalization(LogisticRegression()),
             TypeError,
             "estimator must be a skorch classifier .* got LogisticRegression",
