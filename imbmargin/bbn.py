@@ -107,7 +107,7 @@ class BBNClassifier(PairedBatches):
     module : str, Module class or instance, default="auto"
         As in `MaxMarginClassifier`, with a Sequential as ``backbone``.
     loss : str or Module class, default="cross_entropy"
-        As in `MaxMarginClassifier`.
+        As in `MaxMarginClassifier`; one that needs the logits only.
     branch_layers : int, default=None
         Layers at the end of the backbone that exist twice. None: those that the network names in
         ``branch_layers`` (for a ResNet the last block and the pooling, for an MLP its last hidden
@@ -118,7 +118,8 @@ class BBNClassifier(PairedBatches):
     Raises
     ------
     ValueError
-        In fit, if the network cannot be split, or ``mixing`` or ``init_backbone`` is given.
+        In fit, if the network cannot be split, the loss cannot be used, or ``mixing`` or
+        ``init_backbone`` is given.
     TypeError
         In fit, if ``iterator_train`` is one of your own.
 
@@ -174,6 +175,17 @@ class BBNClassifier(PairedBatches):
         with isolated_random_state(self.seed_, 4, device=self.device):
             self.module_ = BilateralNetwork(self.module_, layers)
         self._begin_average()
+        return self
+
+    def initialize_criterion(self) -> BBNClassifier:
+        """Make the loss, which must need the logits only: two batches share them."""
+        super().initialize_criterion()
+        needs = getattr(self.criterion_, "needs", ())
+        if needs:
+            raise ValueError(
+                f"loss={self.loss!r} needs {list(needs)} of each row, but BBN has logits of two "
+                "rows at once; use a loss of the logits alone, such as 'cross_entropy'"
+            )
         return self
 
     def _partner_rates(self, class_counts: np.ndarray) -> np.ndarray:

@@ -15,6 +15,12 @@ from imbmargin.data.batches import ArrayBatches, batch_bounds, targets_of
 
 __all__ = ["BatchParts", "ClassSampledLoader", "ClassSampler", "batches_at_rates"]
 
+# What another loader over the same dataset takes over.
+_LOADER_ARGUMENTS = (
+    *("num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn"),
+    *("multiprocessing_context", "generator", "prefetch_factor"),
+)
+
 
 class ClassSampler(Sampler[int]):
     """Draw the rows of one epoch, uniformly or at given class rates.
@@ -266,7 +272,7 @@ def batches_at_rates(iterator: Any, rates: Any) -> Any:
     Returns
     -------
     batches : ArrayBatches or DataLoader
-        Of the same batch size and number.
+        Of the same size and number, made in the same way.
 
     Raises
     ------
@@ -294,10 +300,8 @@ def batches_at_rates(iterator: Any, rates: Any) -> Any:
     sampler = copy.copy(sampler)
     sampler.set_rates(rates(sampler.class_counts))
     if isinstance(iterator, DataLoader):
-        workers = iterator.num_workers
-        return DataLoader(
-            iterator.dataset, iterator.batch_size, sampler=sampler, num_workers=workers
-        )
+        same = {name: getattr(iterator, name) for name in _LOADER_ARGUMENTS}
+        return DataLoader(iterator.dataset, iterator.batch_size, sampler=sampler, **same)
     others = copy.copy(iterator)
     others.sampler = sampler
     return others

@@ -129,6 +129,11 @@ class NoBackbone(nn.Module):
     [
         ({"module": NoBackbone}, ValueError, "BBN needs a module with a Sequential as `backbone`"),
         ({"branch_layers": 9}, ValueError, "branch_layers must be between 1 and 3 for this back"),
+        (
+            {"loss": "influence_balanced"},
+            ValueError,
+            r"loss='influence_balanced' needs \['features'\] of each row, but BBN has logits of",
+        ),
         ({"mixing": "mixup"}, ValueError, "mixing cannot be had with BBN, got 'mixup'"),
         (
             {"iterator_train": torch.utils.data.DataLoader, "iterator_train__shuffle": True},

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from imbmargin.data.batches import ArrayBatches, ArrayDataset
-from imbmargin.samplers import ClassSampledLoader, ClassSampler
+from imbmargin.samplers import ClassSampledLoader, ClassSampler, batches_at_rates
 
 TARGETS = np.repeat([0, 1, 2], [900, 90, 10])
 
@@ -101,3 +101,16 @@ def test_rates_of_batches_change_within_an_epoch():
         assert all(found == {2} for found in labels[2:])
     drawn.set_rates([1, 0, 0])
     assert not drawn.by_batch
+
+
+def test_batches_at_other_rates_are_made_in_the_same_way():
+    data = TensorDataset(torch.arange(1000.0), torch.as_tensor(TARGETS))
+
+    def collate(rows):
+        x, target = zip(*rows, strict=True)
+        return -torch.stack(x), torch.stack(target)
+
+    loader = ClassSampledLoader(data, batch_size=300, collate_fn=collate, drop_last=True)
+    rare = batches_at_rates(loader, lambda counts: [0, 0, 1])
+    assert len(rare) == len(loader) == 3
+    assert all((x <= -990).all() and (target == 2).all() for x, target in rare)
