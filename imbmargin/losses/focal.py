@@ -74,6 +74,12 @@ class FocalLoss(ClassCountLoss):
 
     Notes
     -----
+    In the sigmoid form the classes are K yes-or-no questions. ``predict_proba`` of the classifier
+    is the softmax of their logits all the same: the same ranking, but not what was fitted, which
+    ``predict_nonlinearity=torch.sigmoid`` gives. The code of Cui et al. starts the bias of the last
+    layer at -log(K - 1) and lets no decay act on it, so that the K - 1 answers "no" do not make up
+    the first losses; here the layer starts as it is.
+
     The released LDAM code multiplies the cross-entropy by the weight first and builds the
     modulator from the product, (1 - p^w)^γ; the equation has w (1 - p)^γ, as here.
 
