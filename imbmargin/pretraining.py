@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ _ROTATIONS = 4
 # What speaks of labels, or of the run that the settings were taken from.
 _REPLACED: dict[str, Any] = {
     "loss": "cross_entropy",
+    "loss_epoch": None,
+    "mixing": None,
     "class_weight": None,
     "drw_epoch": None,
     "resample": None,
@@ -184,10 +187,13 @@ class RotationPretrainer(BaseEstimator):
         return copy(self)._fit(train, template, settings)
 
     def _fit(self, X: Any, template: Any, settings: dict[str, Any]) -> RotationPretrainer:
+        # Those of a subclass are about its own kind of step.
+        known = inspect.signature(MaxMarginClassifier).parameters
         given = {
             name: value
             for name, value in template.get_params(deep=False).items()
-            if not name.startswith(("criterion__", "callbacks__"))
+            if (name in known or "__" in name)
+            and not name.startswith(("criterion__", "callbacks__"))
         }
         net = _RotationNet(**{**given, **_REPLACED, "callbacks": self.callbacks, **settings})
         images, turns = _without_labels(X)

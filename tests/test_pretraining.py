@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from imbmargin import MaxMarginClassifier
+from imbmargin.meta import MetaWeightNetClassifier
+from imbmargin.meta_sampler import MetaSamplerClassifier
 from imbmargin.pretraining import RotationPretrainer, rotate
 
 SETTINGS = {
@@ -51,6 +53,26 @@ def test_the_network_learns_rotations(digits):
     assert pretrainer.n_features_in_ == 64
     losses = [row["train_loss"] for row in pretrainer.history_]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [
+        MetaWeightNetClassifier(meta_lr=0.01),
+        MetaSamplerClassifier(rate_lr=0.1),
+        MaxMarginClassifier(mixing="remix", loss_epoch=1),
+    ],
+    ids=lambda classifier: type(classifier).__name__,
+)
+def test_what_is_about_labels_or_another_step_stays_out_of_it(classifier, digits):
+    settings = {**SETTINGS, "loss": "balanced_softmax", "init_backbone": RotationPretrainer()}
+    plain = MaxMarginClassifier(**SETTINGS)
+    clf = clone(classifier).set_params(**settings).fit(*digits)
+    expected = RotationPretrainer(plain).pretrain_for(
+        plain.fit(*digits), plain.get_dataset(*digits)
+    )
+    losses = [history[:, "train_loss"] for history in (clf.pretraining_history_, expected.history_)]
+    assert losses[0] == losses[1]
 
 
 def test_labels_are_not_looked_at(digits):
