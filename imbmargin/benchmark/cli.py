@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,19 +89,17 @@ def _specs_of(source: str, options: argparse.Namespace) -> list[DataSpec]:
     is_file = own and Path(source).is_file()
     if is_file and options.target is None:
         raise _UserError(f"--data {source} needs --target, the column of the labels")
-    ratios = options.ratio or [20.0]
+    spec = DataSpec(
+        source,
+        options.target if is_file else None,
+        n_max=options.n_max,
+        image_size=options.image_size if own and not is_file else None,
+        cache=options.cache,
+    )
     return [
-        DataSpec(
-            source,
-            options.target if is_file else None,
-            imbalance,
-            ratio,
-            options.n_max,
-            options.image_size if own and not is_file else None,
-            cache=options.cache,
-        )
+        replace(spec, imbalance=imbalance, ratio=ratio)
         for imbalance in imbalances
-        for ratio in ratios
+        for ratio in options.ratio or [20.0]
     ]
 
 

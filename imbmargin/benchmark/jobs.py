@@ -27,7 +27,7 @@ from imbmargin.benchmark.epochs import TestErrors, watch
 from imbmargin.benchmark.scores import finite, scores
 from imbmargin.callbacks import resolve_epoch
 from imbmargin.data.cifar import is_batches
-from imbmargin.data.images import find_test_folder
+from imbmargin.data.images import digest_of, find_test_folder, list_images
 from imbmargin.data.imbalance import long_tailed_indices, step_indices
 from imbmargin.datasets import (
     EMBEDDED,
@@ -80,6 +80,14 @@ class DataSpec:
         What the folder must hold, completely.
     cache : str, default=None
         Folder in which the decoded images of a folder are kept; it changes no result.
+    state : str, default=None
+        Tells a file or a folder from what it was before it changed: a digest of the paths, sizes
+        and times of what is read. By default as it is now.
+
+    Raises
+    ------
+    ValueError, OSError
+        If a folder is no folder of images, or cannot be read.
     """
 
     source: str
@@ -90,6 +98,12 @@ class DataSpec:
     image_size: int | None = None
     dataset: str | None = None
     cache: str | None = None
+    state: str | None = None
+
+    def __post_init__(self) -> None:
+        # Once, when a run begins: what changes meanwhile must not change the names of its files.
+        if self.state is None and self.dataset is None and self.source not in EMBEDDED:
+            object.__setattr__(self, "state", _state_of(Path(self.source)))
 
     @property
     def name(self) -> str:
@@ -125,6 +139,14 @@ class DataSpec:
             )
 
         return indices
+
+
+def _state_of(source: Path) -> str | None:
+    """Return the digest of a file or of the images of a folder; None if there is neither."""
+    if source.is_dir():
+        train, test = list_images(source)
+        return digest_of(np.concatenate([part[0] for part in (train, test) if part is not None]))
+    return digest_of(np.array([str(source)])) if source.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -169,14 +191,15 @@ class Job:
         """Name of the JSON file: readable, and different for different settings or data."""
         settings = asdict(self)
         del settings["data"]["cache"]
-        path = Path(self.data.source)
+        # What has no state has the name that it had before there were any.
+        state = settings["data"].pop("state")
         if self.data.dataset is not None:
             # Wherever it lies, it is the same, but for the order of its images.
             del settings["data"]["source"]
-            settings["state"] = "batches" if is_batches(path, self.data.dataset) else "folders"
-        elif self.data.source not in EMBEDDED and path.exists():
-            stat = path.stat()
-            settings["state"] = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+            batches = is_batches(Path(self.data.source), self.data.dataset)
+            settings["state"] = "batches" if batches else "folders"
+        elif state is not None:
+            settings["state"] = state
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
         return f"{self.data.name}--{self.method}--seed{self.seed}--{digest}.json"
 

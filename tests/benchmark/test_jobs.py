@@ -113,9 +113,46 @@ def test_file_names_differ_with_every_setting(tmp_path):
     assert len(names) == len(others)
     assert job.file_name not in names
     assert job.file_name == replace(job).file_name
-    before = job.file_name
     os.utime(path, ns=(0, 0))
-    assert job.file_name != before
+    changed = replace(job, data=DataSpec(str(path), "y"))
+    assert changed.file_name not in names | {job.file_name}
+    # What changes while a job runs does not change where its result is.
+    assert job.file_name == replace(job).file_name
+
+
+def test_a_folder_whose_images_change_has_other_results(tmp_path):
+    def name():
+        return Job(DataSpec(str(tmp_path)), "ERM", 0, 1).file_name
+
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(3):
+            Image.new("L", (8, 8), i).save(tmp_path / label / f"{i}.png")
+    first = name()
+    top = tmp_path.stat().st_mtime_ns
+    assert name() == first
+    Image.new("L", (8, 8)).save(tmp_path / "a" / "3.png")
+    with_another = name()
+    os.utime(tmp_path / "a" / "3.png", ns=(0, 0))
+    with_another_time = name()
+    (tmp_path / "a" / "3.png").rename(tmp_path / "b" / "3.png")
+    assert len({first, with_another, with_another_time, name()}) == 4
+    (tmp_path / "b" / "3.png").unlink()
+    (tmp_path / "a" / "notes.txt").write_text("is no image")
+    assert name() == first
+    assert tmp_path.stat().st_mtime_ns == top
+
+
+def test_data_that_change_are_loaded_anew(tmp_path):
+    path = tmp_path / "t.csv"
+    for n in (20, 30):
+        path.write_text("a,y\n" + "\n".join(f"{i},{i % 2}" for i in range(n)))
+        data = load_data(DataSpec(str(path), "y"), 0)
+        assert len(data.y_train) + len(data.y_test) == n
+
+
+def test_the_names_of_results_of_embedded_data_stay():
+    assert Job(IRIS, "ERM", 0, 10).file_name == "iris--ERM--seed0--b021c0bc25.json"
 
 
 def test_contenders_have_names_that_are_files_names():
