@@ -54,10 +54,14 @@ class Group:
         Those that are done.
     failed : list of dict
         Those that are not.
+    state : str, default=""
+        Tells the data from those of another group, of the same file or folder before or after it
+        changed.
     """
 
     records: list[dict[str, Any]]
     failed: list[dict[str, Any]]
+    state: str = ""
 
     @property
     def job(self) -> dict[str, Any]:
@@ -71,7 +75,8 @@ class Group:
         made = {"long_tailed": "long-tailed", "step": "step"}.get(data["imbalance"])
         subset = f", {made}, ratio {data['ratio']:g}" if made else ", as it is"
         text = f"{self.name}{subset}, {self.job['epochs']} epochs"
-        return text if self.job["precision"] == "float32" else f"{text}, {self.job['precision']}"
+        text += "" if self.job["precision"] == "float32" else f", {self.job['precision']}"
+        return f"{text}, data {self.state}" if self.state else text
 
     @property
     def name(self) -> str:
@@ -170,6 +175,8 @@ def spread(values: np.ndarray, digits: int = 1) -> str:
 def group_records(records: list[dict[str, Any]]) -> list[Group]:
     """Put records that may be compared into groups.
 
+    Those of a file or folder before and after it changed are in groups of their own.
+
     Examples
     --------
     >>> from imbmargin.benchmark.jobs import DataSpec, Job, run_job
@@ -181,21 +188,25 @@ def group_records(records: list[dict[str, Any]]) -> list[Group]:
     >>> as_text(group.rows()).splitlines()[0].split()[:2]
     ['method', 'accuracy']
     """
-    keys: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for record in records:
         job = record["job"]
         data = dict(job["data"])
         data.pop("cache", None)
+        # Records of earlier versions, and those of data that cannot change, have none.
+        state = data.pop("state", None) or "of an earlier version"
         if data.get("dataset"):
             data["source"] = data["dataset"]  # wherever it lies, it is the same
         key = str((sorted(data.items()), job["epochs"], job["precision"]))
-        keys.setdefault(key, []).append(record)
+        found.setdefault(key, {}).setdefault(state, []).append(record)
     return [
         Group(
             [r for r in group if r["status"] == "done"],
             [r for r in group if r["status"] != "done"],
+            state if len(states) > 1 else "",
         )
-        for group in keys.values()
+        for states in found.values()
+        for state, group in states.items()
     ]
 
 

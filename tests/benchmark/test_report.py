@@ -96,6 +96,23 @@ def test_other_settings_are_other_groups():
     assert len(group_records([*RECORDS, other])) == 2
 
 
+def test_data_that_changed_are_other_groups(tmp_path):
+    old, new, earlier = (make_record("ERM", 0, accuracy) for accuracy in (0.5, 0.7, 0.9))
+    for record, state in ((old, "abc"), (new, "def")):
+        record["job"]["data"] = {**record["job"]["data"], "state": state}
+    # A class was added.
+    new |= {"classes": ["x", "y", "z"], "class_counts": [1000, 100, 50], "test_counts": [25] * 3}
+    new["per_class_error"] = [0.3] * 3
+    groups = write_report([old, new, earlier], tmp_path)
+    title = "a<b, step, ratio 10, 3 epochs, data"
+    assert {group.title: len(group.records) for group in groups} == {
+        f"{title} abc": 1,
+        f"{title} def": 1,
+        f"{title} of an earlier version": 1,
+    }
+    assert [group.title for group in group_records([old, old])] == ["a<b, step, ratio 10, 3 epochs"]
+
+
 def test_the_text_is_in_columns():
     [group] = group_records(RECORDS)
     lines = as_text(group.rows()).splitlines()
