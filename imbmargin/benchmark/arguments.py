@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from imbmargin.datasets import EMBEDDED
 from imbmargin.methods import TABLE1
 
 __all__ = ["make_parser"]
+
+# What the command itself passes to every network, and what its user has to do instead.
+_OWN = {
+    "max_epochs": "pass --epochs",
+    "random_state": "pass --seeds",
+    "precision": "pass --precision",
+    "checkpoint_dir": "leave it out, the state of a job that is broken off is kept in any case",
+    "image_shape": "leave it out, it is that of the data",
+}
 
 _FIRST_STEPS = """first steps:
   imbmargin benchmark                 compare on embedded data, in one to three minutes
@@ -211,7 +221,19 @@ def _assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"must have the form name=value, got {text!r}")
+    if name in _OWN:
+        raise argparse.ArgumentTypeError(f"{name} is set by the command: {_OWN[name]}")
     try:
-        return name, ast.literal_eval(value)
+        found = ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+    try:
+        # A job is a key, and its arguments become a part of its file.
+        hash(found)
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{name} must be a number, a word, True, False, None, or a tuple of such in place of a "
+            f"list, as in '{name}=(1, 2)'; got {value}"
+        ) from error
+    return name, found

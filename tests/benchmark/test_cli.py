@@ -103,6 +103,13 @@ def test_what_cannot_be_done_is_one_line(tmp_path, capsys, arguments, message):
         (["--methods", "MMM"], "invalid choice: 'MMM'"),
         (["--epochs", "0"], "must be at least 1, got 0"),
         (["--imbalance", "huge"], "invalid choice: 'huge'"),
+        (["--set", "max_epochs=3"], "max_epochs is set by the command: pass --epochs"),
+        (["--set", "random_state=3"], "random_state is set by the command: pass --seeds"),
+        (["--set", "precision=auto"], "precision is set by the command: pass --precision"),
+        (["--set", "checkpoint_dir=x"], "checkpoint_dir is set by the command: leave it out"),
+        (["--set", "class_weight={0: 2}"], "class_weight must be a number, a word"),
+        (["--set", "module__hidden=[8]"], "as in 'module__hidden=(1, 2)'; got [8]"),
+        (["--set", "delta_neg=1e999"], "delta_neg must be a number"),
     ],
 )
 def test_wrong_arguments_print_the_usage(capsys, arguments, message):
