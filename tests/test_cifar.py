@@ -108,6 +108,7 @@ def test_a_missing_test_part_or_folder_is_an_error(folder, tmp_path):
 
 
 def test_the_data_set_is_guessed_from_the_folder(folder, tmp_path, monkeypatch):
+    (folder / "train" / ".cache").mkdir()
     assert cifar.guess_cifar(folder) == "cifar10"
     batches = tmp_path / "batches"
     batches.mkdir()

@@ -169,6 +169,16 @@ def test_only_the_images_that_are_chosen_are_decoded(tmp_path):
         load_image_folder(tmp_path)
 
 
+def test_what_is_hidden_is_no_image(tmp_path):
+    write_images(tmp_path, ["a", "b"])
+    write_images(tmp_path, [".git", "a/.ipynb_checkpoints", "b/more"], n=2)
+    (tmp_path / "a" / "._0.png").write_bytes(b"not an image")
+    (tmp_path / ".DS_Store").write_bytes(b"not an image")
+    data = load_image_folder(tmp_path)
+    labels = np.r_[data.y_train, data.y_test]
+    assert dict(zip(*np.unique(labels, return_counts=True), strict=True)) == {"a": 4, "b": 6}
+
+
 def test_a_truncated_image_is_an_error(tmp_path):
     write_images(tmp_path, ["a", "b"], size=(64, 64))
     path = tmp_path / "b" / "1.png"

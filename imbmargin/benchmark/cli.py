@@ -187,10 +187,31 @@ def _table_jobs(options: argparse.Namespace) -> list[Job]:
     )
 
 
+def _check_outside(options: argparse.Namespace) -> None:
+    """Raise an error if results or a cache would lie where each folder is a class."""
+    for source in options.data or []:
+        root = Path(source)
+        if source in EMBEDDED or not root.is_dir():
+            continue
+        if (root / "train").is_dir():
+            parents = [root / name for name in ("train", "test", "val")]
+        else:
+            # The published batches of CIFAR, which the tables take, have no folders of classes.
+            parents = [root] if options.experiment == "compare" else []
+        for name, path in (("out", options.out), ("cache", options.cache)):
+            for parent in parents:
+                if path and Path(path).resolve().is_relative_to(parent.resolve()):
+                    raise _UserError(
+                        f"--{name} {path} lies in {parent}, where each folder is taken for a "
+                        f"class; pass --{name} with a folder elsewhere"
+                    )
+
+
 def _benchmark(options: argparse.Namespace, command: str) -> int:
     small = options.experiment == "tabular"
     if not small and (options.part or options.quick):
         raise _UserError("--part and --quick belong to tabular")
+    _check_outside(options)
     make = {"compare": _compared_jobs, "tabular": _tabular_jobs}
     try:
         jobs = make.get(options.experiment, _table_jobs)(options)

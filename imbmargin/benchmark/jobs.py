@@ -266,7 +266,12 @@ def run_job(
     """
     # In the form in which it comes back from a file: with lists for tuples.
     described = json.loads(json.dumps(asdict(job)))
-    record: dict[str, Any] = {"format": 1, "job": described, "environment": environment()}
+    record: dict[str, Any] = {
+        "format": 1,
+        "name": job.data.name,
+        "job": described,
+        "environment": environment(),
+    }
     try:
         return {**record, "status": "done", **_measure(job, shows_epochs, checkpoint_dir)}
     except Exception as error:

@@ -84,7 +84,9 @@ class Group:
         data = self.job["data"]
         if self.is_keel:
             return str(data["source"].removeprefix(KEEL))
-        return str(data.get("dataset") or Path(data["source"]).stem)
+        # A source such as "." has no name of its own; records of earlier versions lack the other.
+        name = (self.records or self.failed)[0].get("name")
+        return str(name or data.get("dataset") or Path(data["source"]).stem)
 
     @property
     def is_keel(self) -> bool:

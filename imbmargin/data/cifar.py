@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imbmargin.data.images import Listing, list_images
+from imbmargin.data.images import Listing, class_folders, list_images
 
 __all__ = ["CIFAR_CLASSES", "guess_cifar", "is_batches", "list_cifar", "read_batches"]
 
@@ -35,7 +35,7 @@ def guess_cifar(root: Path) -> str:
     found = [name for name in CIFAR_CLASSES if is_batches(root, name)]
     train = root / "train"
     if not found and train.is_dir():
-        folders = sum(path.is_dir() for path in train.iterdir())
+        folders = len(class_folders(train))
         found = [name for name, classes in CIFAR_CLASSES.items() if classes == folders]
     if len(found) != 1:
         what = "both data sets" if found else "neither 10 nor 100 class folders in train/"

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["cached_images", "digest_of", "find_test_folder", "list_images", "read_images"]
+__all__ = [
+    "cached_images",
+    "class_folders",
+    "digest_of",
+    "find_test_folder",
+    "list_images",
+    "read_images",
+]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 _GREY_MODES = {"1", "L"}
@@ -68,18 +75,21 @@ def list_images(folder: Path) -> tuple[Listing, Listing | None]:
     return train, test
 
 
+def class_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted; hidden ones are no classes."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
 def _list_classes(folder: Path) -> Listing:
-    classes = sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+    classes = class_folders(folder)
     if not classes:
         raise ValueError(
             f"{folder} has no class folders; put the images of each class into a folder of its name"
         )
-    paths: list[Path] = []
+    paths: list[str] = []
     labels: list[str] = []
     for class_folder in classes:
-        found = sorted(p for p in class_folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        found = _find_images(class_folder)
         if not found:
             raise ValueError(
                 f"class folder {class_folder} has no images ({', '.join(sorted(_SUFFIXES))}); "
@@ -87,7 +97,20 @@ def _list_classes(folder: Path) -> Listing:
             )
         paths += found
         labels += [class_folder.name] * len(found)
-    return np.array([str(path) for path in paths]), np.array(labels)
+    return np.array(paths), np.array(labels)
+
+
+def _find_images(class_folder: Path) -> list[str]:
+    """Return the images of a class, also those in folders below, without what is hidden."""
+    found: list[str] = []
+    for folder, below, files in os.walk(class_folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        found += [
+            os.path.join(folder, name)
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in _SUFFIXES
+        ]
+    return sorted(found, key=lambda path: path.split(os.sep))
 
 
 def cached_images(

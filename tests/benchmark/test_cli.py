@@ -70,6 +70,31 @@ def test_a_folder_of_images(tmp_path, capsys):
     assert record["n_test"] == 8
 
 
+def write_photos(folder):
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8), 60 * i).save(folder / name / f"{i}.png")
+
+
+def test_results_are_no_class_of_the_data(tmp_path, capsys, monkeypatch):
+    write_photos(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    run = ["benchmark", "--data", ".", "--methods", "ERM", "--seeds", "1", "--epochs", "1"]
+    assert main(run) == 2
+    assert "--out imbmargin-benchmark lies in ., where each folder" in capsys.readouterr().err
+    assert main([*run, "--out", "../out", "--cache", "cache"]) == 2
+    assert "; pass --cache with a folder elsewhere" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == ["a", "b"]
+    assert main([*run, "--out", "../out"]) == 0
+    assert "photos, as it is, 1 epochs" in capsys.readouterr().out
+    write_photos(tmp_path / "split" / "train")
+    write_photos(tmp_path / "split" / "test")
+    run[2] = str(tmp_path / "split")
+    assert main([*run, "--out", str(tmp_path / "split" / "test" / "out")]) == 2
+    assert main([*run, "--out", str(tmp_path / "split" / "out")]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
