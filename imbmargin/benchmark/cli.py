@@ -81,6 +81,25 @@ def _data_specs(options: argparse.Namespace) -> list[DataSpec]:
     ]
 
 
+def _check_used(options: argparse.Namespace) -> None:
+    """Raise an error for options that none of the data have a use for."""
+    own = [Path(source) for source in options.data or [] if source not in EMBEDDED]
+    # What is not there has an error of its own.
+    if not all(path.exists() for path in own):
+        return
+    images = any(path.is_dir() for path in own)
+    uses = {
+        "target": (any(path.is_file() for path in own), "CSV and Parquet files"),
+        "image_size": (images, "folders of images"),
+        "cache": (images, "folders of images"),
+    }
+    for name, (used, kind) in uses.items():
+        if getattr(options, name) and not used:
+            raise _UserError(
+                f"--{name.replace('_', '-')} is for {kind}, and --data has none: leave it out"
+            )
+
+
 def _specs_of(source: str, options: argparse.Namespace) -> list[DataSpec]:
     own = source not in EMBEDDED
     imbalances = options.imbalance or ["none" if own else "long_tailed"]
@@ -106,6 +125,7 @@ def _specs_of(source: str, options: argparse.Namespace) -> list[DataSpec]:
 def _compared_jobs(options: argparse.Namespace) -> list[Job]:
     if options.dataset or options.download:
         raise _UserError("--dataset and --download belong to table1, table2 and table3")
+    _check_used(options)
     methods = options.methods or DEFAULT_METHODS
     _check_set(options, methods)
     arguments = tuple(sorted(dict(options.set).items()))

@@ -106,6 +106,9 @@ def test_results_are_no_class_of_the_data(tmp_path, capsys, monkeypatch):
         (["--ratio", "1e6"], "leaves class"),
         (["--data", "{csv}", "--target", "y", "--ratio", "5"], "add --imbalance"),
         (["--data", "iris", "--out", "{csv}"], "cannot be written"),
+        (["--data", "iris", "--target", "y"], "--target is for CSV and Parquet files, and --data"),
+        (["--image-size", "8"], "--image-size is for folders of images, and --data has none"),
+        (["--data", "{csv}", "--target", "y", "--cache", "c"], "--cache is for folders of images"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(tmp_path, capsys, arguments, message):
