@@ -275,11 +275,14 @@ def share_scores(class_counts: list[int], test_counts: list[int]) -> dict[str, f
     train, test = np.array(class_counts) / sum(class_counts), np.array(test_counts)
     test = test / test.sum()
     hits = test[train.argmax()]
+    # As in `scores`, classes without test rows count for no mean.
+    seen = test[test > 0]
+    rarer = test[train.argmin()] or np.nan
     return {
-        "balanced_accuracy": 1 / len(train),
-        "geometric_mean": 0.0,
-        "macro_f1": float(2 * hits / (1 + hits)) / len(train),
-        "average_precision": float(test[train.argmin()] if len(train) == 2 else test.mean()),
+        "balanced_accuracy": float(hits > 0) / len(seen),
+        "geometric_mean": float(hits == 1),
+        "macro_f1": float(2 * hits / (1 + hits)) / len(seen),
+        "average_precision": float(rarer if len(train) == 2 else seen.mean()),
         "log_loss": float(-(test * np.log(train)).sum()),
     }
 

@@ -37,7 +37,8 @@ def scores(
     Returns
     -------
     scores : dict of str to float or None
-        Accuracies, means and errors as fractions; log-loss in nats.
+        Accuracies, means and errors as fractions; log-loss in nats. Means over classes are those
+        over the classes of ``y_true``.
 
     Examples
     --------
@@ -53,11 +54,15 @@ def scores(
     probability = np.asarray(probability, dtype=np.float64)
     probability = probability / probability.sum(axis=1, keepdims=True)
     groups = group_accuracy(y_true, y_pred, class_counts=counts, labels=classes)
+    # A class without test rows counts for no mean, also where it is predicted.
+    tested = np.unique(y_true)
     return {
         "accuracy": float(accuracy_score(y_true, y_pred)),
         "balanced_accuracy": balanced_accuracy(y_true, y_pred),
-        "geometric_mean": float(geometric_mean_score(y_true, y_pred, average="multiclass")),
-        "macro_f1": float(f1_score(y_true, y_pred, average="macro")),
+        "geometric_mean": float(
+            geometric_mean_score(y_true, y_pred, labels=tested, average="multiclass")
+        ),
+        "macro_f1": float(f1_score(y_true, y_pred, labels=tested, average="macro")),
         "average_precision": finite([average_precision(y_true, probability, counts, classes)])[0],
         "log_loss": float(log_loss(y_true, probability, labels=classes)),
         **{f"{name}_error": finite([1 - part])[0] for name, part in groups.items()},

@@ -82,7 +82,15 @@ def test_a_failure_counts_as_the_shares_and_is_told(records, tmp_path):
     assert "a, MM-DRW, seed 0 failed: ValueError: no" in (tmp_path / "report.md").read_text()
 
 
-@pytest.mark.parametrize(("train", "test"), [([75, 25], [15, 5]), ([20, 30, 50], [4, 6, 11])])
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ([75, 25], [15, 5]),
+        ([20, 30, 50], [4, 6, 11]),
+        ([20, 30, 50], [4, 0, 11]),
+        ([20, 30, 50], [4, 6, 0]),
+    ],
+)
 def test_the_scores_of_the_shares_are_those_of_a_dummy(train, test):
     y_train, y_test = (np.repeat(np.arange(len(n)), n) for n in (train, test))
     dummy = DummyClassifier(strategy="prior").fit(y_train[:, None], y_train)

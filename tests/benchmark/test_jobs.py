@@ -16,6 +16,7 @@ from imbmargin.benchmark.contenders import (
     training_settings,
 )
 from imbmargin.benchmark.jobs import DataSpec, Job, environment, load_data, run_job
+from imbmargin.benchmark.scores import scores
 from imbmargin.methods import METHODS
 
 IRIS = DataSpec("iris", imbalance="long_tailed", ratio=5)
@@ -42,9 +43,19 @@ def test_a_job_measures_what_a_user_would(method):
 
 
 def test_groups_without_classes_have_no_error():
-    scores = run_job(Job(IRIS, "ERM", 0, 2))["scores"]
-    assert scores["many_error"] is None
-    assert scores["few_error"] is not None
+    found = run_job(Job(IRIS, "ERM", 0, 2))["scores"]
+    assert found["many_error"] is None
+    assert found["few_error"] is not None
+
+
+def test_a_class_without_test_rows_counts_for_no_mean():
+    y, classes = np.array(list("aaabbb")), np.array(list("abc"))
+    predicted = np.array(list("aacbbb"))
+    probability = np.eye(3)[np.searchsorted(classes, predicted)]
+    found = scores(y, predicted, probability, np.array([30, 20, 10]), classes)
+    assert found["balanced_accuracy"] == pytest.approx(5 / 6)
+    assert found["geometric_mean"] == pytest.approx((2 / 3) ** 0.5)
+    assert found["macro_f1"] == pytest.approx((0.8 + 1) / 2)
 
 
 def test_the_record_tells_where_re_weighting_begins():
