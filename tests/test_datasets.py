@@ -187,6 +187,13 @@ def test_a_truncated_image_is_an_error(tmp_path):
         load_image_folder(tmp_path)
 
 
+def test_an_image_of_too_many_pixels_is_an_error(tmp_path, monkeypatch):
+    write_images(tmp_path, ["a", "b"])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(ValueError, match=r"image .*0.png cannot be read: Image size .48 pixels"):
+        load_image_folder(tmp_path)
+
+
 def test_grey_images_have_one_channel_unless_colour_is_among_them(tmp_path):
     write_images(tmp_path, ["a", "b"], mode="L")
     assert load_image_folder(tmp_path).X_train.shape[1] == 1

@@ -212,7 +212,7 @@ def _read_header(path: str) -> tuple[str, tuple[int, int]]:
     try:
         with Image.open(path) as image:
             mode, size = image.mode, image.size
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
     if mode.startswith(_DEEP_MODES):
         raise ValueError(f"image {path} has more than 8 bits (mode {mode}); convert it to 8 bits")
@@ -225,7 +225,7 @@ def _decode(path: str, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             picture: Any = image.convert(mode)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
     if picture.size != size:
         picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
