@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
@@ -74,8 +75,9 @@ class MaxMarginClassifier(BatchSteps):
         ``num_classes``, ``in_features`` and ``in_channels`` are filled in from the data where the
         constructor takes them. Of an instance a copy is trained, which starts from its weights;
         an attribute ``head`` with another number of outputs is replaced.
-    loss : str or Module class, default="mm"
-        A key of `imbmargin.losses.LOSSES`, or a class. ``criterion__*`` reaches its constructor.
+    loss : str, Module class or instance, default="mm"
+        A key of `imbmargin.losses.LOSSES`, or a class. ``criterion__*`` reaches its constructor. Of
+        an instance a copy is used, as it is: ``delta_neg`` and ``beta`` do not reach it.
     loss_epoch : int, float or None, default=None
         Epochs completed before the loss takes the place of plain cross-entropy, as ``drw_epoch``.
     delta_neg : float, default=0.6
@@ -380,7 +382,8 @@ default="auto"
 
     def initialize_criterion(self) -> MaxMarginClassifier:
         """Make the loss, and bind the class counts if they are known."""
-        loss = resolve_loss(self.loss)
+        # Of an instance a copy: training binds class counts and weights to it.
+        loss = copy.deepcopy(resolve_loss(self.loss))
         self.criterion_ = self.initialized_instance(loss, self.get_params_for("criterion"))
         self.logit_scale_ = float(getattr(self.criterion_, "scale", 1.0))
         return self
