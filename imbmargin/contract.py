@@ -141,6 +141,11 @@ class ContractClassifier(NeuralNetClassifier):
         classes = getattr(self, "classes_", None)
         return None if classes is None else len(classes)
 
+    @property
+    def classes_(self) -> np.ndarray:
+        """The class labels, sorted: scikit-learn's scorers take the last of two for positive."""
+        return np.unique(super().classes_)
+
     def check_data(self, X: Any, y: Any) -> None:
         """Do nothing: fit has checked the data before it changed anything."""
 
@@ -162,6 +167,8 @@ class ContractClassifier(NeuralNetClassifier):
             found = np.unique(labels)
         if reset and self.classes is None:
             self.classes_inferred_ = found if classes is None else np.unique(classes)
+        if self.classes is not None and len(self.classes_) < len(self.classes):
+            raise ValueError(f"classes={self.classes!r} has a label twice; pass each label once")
         if len(self.classes_) < 2:
             raise ValueError(
                 f"y has one class only, {self.classes_.tolist()}; "

@@ -170,7 +170,7 @@ default="auto"
     Attributes
     ----------
     classes_ : ndarray of shape (K,)
-        The class labels.
+        The class labels, sorted.
     class_counts_ : ndarray of int64, shape (K,)
         Rows of each class in the training part; calls of ``partial_fit`` add up.
     n_features_in_ : int
