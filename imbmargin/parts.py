@@ -99,8 +99,13 @@ def resolve_loss(loss: Any) -> Any:
     Raises
     ------
     ValueError
-        If a name is unknown.
+        If a name is unknown, or the loss takes something else than logits.
     """
+    if isinstance(loss, nn.NLLLoss) or (isinstance(loss, type) and issubclass(loss, nn.NLLLoss)):
+        raise ValueError(
+            f"loss={loss!r} takes logarithms of probabilities, but networks give logits here; pass "
+            "loss='cross_entropy' or torch.nn.CrossEntropyLoss, and a module without softmax"
+        )
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ValueError(

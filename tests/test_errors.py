@@ -41,6 +41,8 @@ def test_bad_data(data, message):
     [
         ({"loss": "mmm"}, r"loss must be one of \['balanced_softmax'.*got 'mmm'"),
         ({"loss": 3}, "loss must be one of .* got 3"),
+        ({"loss": torch.nn.NLLLoss}, "NLLLoss.* give logits here; pass loss='cross_entropy'"),
+        ({"loss": torch.nn.NLLLoss()}, "NLLLoss.* give logits here; pass loss='cross_entropy'"),
         ({"delta_neg": -0.1}, "delta_neg must be .*got -0.1"),
         ({"beta": 0}, "beta must be .*got 0"),
         ({"class_weight": {"a": 1, "z": 2}}, r"class_weight.*'z'.*\['a', 'b'\]"),
