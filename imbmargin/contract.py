@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils import Tags
-from skorch import NeuralNetClassifier
 from skorch.exceptions import NotInitializedError
 from skorch.history import History
 from skorch.utils import is_dataset, to_tensor
@@ -21,23 +18,17 @@ from torch.utils.data import Subset
 
 from imbmargin.data import inputs
 from imbmargin.data.batches import ArrayDataset, is_array_dataset
-from imbmargin.parts import resolve_device
+from imbmargin.parameters import ParameterClassifier
 from imbmargin.randomness import draw_seed, isolated_random_state
 
 __all__ = ["ContractClassifier", "NotFittedError"]
-
-
-def _is_simple(name: str) -> bool:
-    """Tell whether a parameter is only looked up when it is used."""
-    part = name.partition("__")[0]
-    return name == "optimizer" or part in ("dataset", "iterator_train", "iterator_valid")
 
 
 class NotFittedError(NotInitializedError, SklearnNotFittedError):
     """The estimator is not fitted: skorch's and scikit-learn's error in one."""
 
 
-class ContractClassifier(NeuralNetClassifier):
+class ContractClassifier(ParameterClassifier):
     """Checks, label encoding, seeds and predictions, as scikit-learn has them.
 
     A subclass brings the constructor (with ``image_shape``, ``init_backbone`` and
@@ -45,92 +36,8 @@ class ContractClassifier(NeuralNetClassifier):
     module, loss, optimizer, iterators.
     """
 
-    # skorch sets these three in __init__; scikit-learn wants nothing but parameters there.
-    history_ = None
-    initialized_ = False
     layout_: inputs.Layout | None
-    init_backbone: Any
     class_counts_: np.ndarray
-    virtual_params_: dict[str, Any] = {}  # noqa: RUF012 (replaced, never changed)
-
-    def __init__(self, module: Any, **kwargs: Any) -> None:
-        super().__init__(module, **kwargs)
-        # The loss is a parameter of the subclass.
-        for name in ("criterion", "history_", "initialized_", "virtual_params_"):
-            del self.__dict__[name]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Show the inherited parameters in the signature of a subclass that passes them on.
-
-        scikit-learn's repr, and help, look there for the defaults.
-        """
-        super().__init_subclass__(**kwargs)
-        constructor: Any = cls.__dict__.get("__init__")
-        if constructor is None:
-            return
-        own = inspect.signature(constructor)
-        *named, rest = own.parameters.values()
-        if rest.kind is not inspect.Parameter.VAR_KEYWORD:
-            return
-        above: Any = cls.__mro__[1]
-        inherited = [
-            parameter
-            for name, parameter in inspect.signature(above.__init__).parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in own.parameters
-        ]
-        constructor.__signature__ = own.replace(parameters=[*named, *inherited, rest])
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # skorch takes any torch module that is assigned for a part of the net; as a parameter it
-        # is only what a part will be made from.
-        if name in ("module", "loss", "init_backbone"):
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
-    def __repr__(self) -> str:
-        return BaseEstimator.__repr__(self)
-
-    def _get_params_html(self, deep: bool = True, **kwargs: Any) -> Any:
-        # The deep ones are those of skorch's callbacks, which nobody has set.
-        return super()._get_params_html(deep=False, **kwargs)
-
-    @property
-    def device(self) -> Any:
-        """The device in use; ``get_params`` has the constructor's value."""
-        return resolve_device(self.__dict__["device"])
-
-    @device.setter
-    def device(self, value: Any) -> None:
-        self.__dict__["device"] = value
-
-    def _get_param_names(self) -> list[str]:
-        # skorch lists the instance's attributes; its private ones are not parameters, and
-        # get_params adds the device, which may not be there, as it was given.
-        names = super()._get_param_names()
-        return [name for name in names if not name.startswith("_") and name != "device"]
-
-    def get_params(self, deep: bool = True, **kwargs: Any) -> dict[str, Any]:
-        """Return the constructor's parameters, as scikit-learn and skorch do."""
-        return {**super().get_params(deep=deep, **kwargs), "device": self.__dict__["device"]}
-
-    def set_params(self, **kwargs: Any) -> ContractClassifier:
-        """Set parameters, as scikit-learn and skorch do; what they hold is checked in fit."""
-        for name in [name for name in kwargs if name.startswith("init_backbone__")]:
-            # skorch knows parts of its own only.
-            inner = name.removeprefix("init_backbone__")
-            kwargs.get("init_backbone", self.init_backbone).set_params(**{inner: kwargs.pop(name)})
-        if not self.initialized_ and "callbacks" in kwargs:
-            # skorch would make them at once.
-            self.callbacks = kwargs.pop("callbacks")
-        # For these skorch has an internal error on a net that is initialized.
-        simple = {k: v for k, v in kwargs.items() if self.initialized_ and _is_simple(k)}
-        super().set_params(**{k: v for k, v in kwargs.items() if k not in simple})
-        for name, value in simple.items():
-            setattr(self, name, value)
-        if "optimizer" in simple:
-            self._initialize_optimizer()
-        return self
 
     @property
     def _layout(self) -> inputs.Layout | None:
@@ -230,6 +137,7 @@ class ContractClassifier(NeuralNetClassifier):
         return self._make_parts()
 
     def _make_parts(self) -> ContractClassifier:
+        self.__dict__.pop("_changed", None)
         super().initialize()
         return self
 
@@ -310,7 +218,9 @@ class ContractClassifier(NeuralNetClassifier):
             known = goes_on and self._layout is not None
             X, y, weight = self._check_training_data(X, y, sample_weight, classes, not known)
             self._prepare_run(X, y, weight)
-            if not goes_on:
+            if goes_on:
+                self._renew_parts()
+            else:
                 self.initialize()
             with isolated_random_state(self.seed_, 1, len(self.history), device=self.device):
                 super().partial_fit(

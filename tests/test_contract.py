@@ -5,11 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.metrics import get_scorer
 from torch import nn
 
 from imbmargin import MaxMarginClassifier
-from imbmargin.losses import LDAMLoss
+from imbmargin.callbacks import EarlyStopping
+from imbmargin.losses import FocalLoss, LDAMLoss
 
 
 def fit(X, y, **kwargs):
@@ -41,3 +43,54 @@ def test_classes_are_sorted_however_they_are_given(binary_table):
 def test_a_class_given_twice_is_refused(binary_table):
     with pytest.raises(ValueError, match=r"classes=\[0, 1, 1\] has a label twice"):
         fit(*binary_table, classes=[0, 1, 1])
+
+
+@pytest.mark.parametrize("goes_on", ["partial_fit", "warm_start"])
+def test_what_is_set_after_fit_holds_when_training_goes_on(table, goes_on):
+    clf = fit(*table, warm_start=True, drw_epoch=1, loss_epoch=1, lr_schedule="step")
+    stop = EarlyStopping("train_loss", lower_is_better=True)
+    clf.set_params(loss="focal", drw_epoch=None, class_weight={0: 1, 1: 2, 2: 5}, loss_epoch=None)
+    clf.set_params(lr_schedule="cosine", callbacks=[stop], resample="class_balanced")
+    clf.partial_fit(*table) if goes_on == "partial_fit" else clf.fit(*table)
+    assert isinstance(clf.criterion_, FocalLoss)
+    assert clf.criterion_.active
+    assert clf.criterion_.class_weight.tolist() == [1, 2, 5]
+    callbacks = dict(clf.callbacks_)
+    assert callbacks["lr_schedule"].schedule == "cosine"
+    assert callbacks["resampling"].resample == "class_balanced"
+    assert callbacks["EarlyStopping"] is stop
+    assert len(clf.history) == 4
+
+
+def test_class_weights_that_are_taken_away_are_gone_when_training_goes_on(table):
+    clf = fit(*table, class_weight="balanced", delta_neg=0.3)
+    clf.set_params(class_weight=None, delta_neg=0.9).partial_fit(*table)
+    assert clf.criterion_.class_weight is None
+    assert clf.criterion_.delta_neg == 0.9
+
+
+def test_training_that_goes_on_as_it_was_keeps_its_parts(table):
+    clf = fit(*table)
+    parts = clf.criterion_, clf.optimizer_, dict(clf.callbacks_)
+    clf.set_params(max_epochs=1, batch_size=64, lr=0.1).partial_fit(*table)
+    assert (clf.criterion_, clf.optimizer_, dict(clf.callbacks_)) == parts
+
+
+def test_a_wrong_parameter_set_after_fit_is_refused_by_every_training(table):
+    clf = fit(*table).set_params(class_weight="balanced", delta_neg=-1)
+    criterion, before = clf.criterion_, clf.predict_proba(table[0])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="delta_neg must be"):
+            clf.partial_fit(*table)
+        assert clf.criterion_ is criterion
+        np.testing.assert_array_equal(clf.predict_proba(table[0]), before)
+    assert clf.set_params(delta_neg=0.6).partial_fit(*table).criterion_.class_weight is not None
+
+
+def test_arguments_of_the_optimizer_that_are_set_after_fit_stay(table):
+    clf = fit(*table).set_params(optimizer=torch.optim.SGD, optimizer__momentum=0.5)
+    clf.set_params(optimizer__weight_decay=0.25)
+    for net in (clf, clf.partial_fit(*table), clf.fit(*table), clone(clf).fit(*table)):
+        assert type(net.optimizer_) is torch.optim.SGD
+        group = net.optimizer_.param_groups[0]
+        assert (group["momentum"], group["weight_decay"]) == (0.5, 0.25)

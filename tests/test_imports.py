@@ -26,6 +26,7 @@ LAYERS = [
     },
     {"losses", "modules", "data", "samplers", "datasets"},
     {"parts", "callbacks", "checkpoint", "portable"},
+    {"parameters"},
     {"contract", "resume"},
     {"stored"},
     {"loop"},
