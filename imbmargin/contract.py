@@ -293,10 +293,13 @@ class ContractClassifier(ParameterClassifier):
             norm = getattr(self.module_, "input_norm", None)
             if norm is not None and self._layout is not None and self._layout.image_shape:
                 inputs.warn_of_other_pixels(X, norm.mean, norm.std)
+        outputs = (part[0] if isinstance(part, tuple) else part for part in self.forward_iter(X))
+        if "forward_iter" in self.__dict__:
+            # What skorch's scoring callbacks kept of the batches: any number of rows, with a graph.
+            return torch.cat([part.detach().float().cpu() for part in outputs])
         rows = len(X) if is_dataset(X) else X.shape[0]
         logits, start = torch.empty(0), 0
-        for output in self.forward_iter(X):
-            part = output[0] if isinstance(output, tuple) else output
+        for part in outputs:
             if start == 0:
                 # Filled in place: small outputs kept among large freed ones would scatter memory.
                 dtype = torch.promote_types(part.dtype, torch.float32)

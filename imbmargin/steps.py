@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imbmargin.loop import CheckpointedLoop
 from imbmargin.modules import WeightAverage, find_head, watch_input
-from imbmargin.modules.members import rows_per_target
+from imbmargin.modules.members import MemberHeads, rows_per_target
 from imbmargin.parts import resolve_precision
 
 __all__ = ["BatchSteps"]
@@ -81,6 +81,15 @@ class BatchSteps(CheckpointedLoop):
         if times == 1:
             return of_rows
         return tuple(part if part is None else part.repeat_interleave(times) for part in of_rows)
+
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Call the callbacks; they see one row of logits for each row of the batch."""
+        logits = cb_kwargs.get("y_pred")
+        if cb_kwargs.get("training") and isinstance(logits, Tensor):
+            head = getattr(self.module_, "head", None)
+            if isinstance(head, MemberHeads):
+                cb_kwargs["y_pred"] = head.together(logits.detach())
+        super().notify(method_name, **cb_kwargs)
 
     def _mixed(self, batch: Any) -> Any:
         x, (target, weight) = self._to_module(batch[0]), self._target_and_weight(batch[1])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.metrics import get_scorer
+from skorch.callbacks import BatchScoring, EpochScoring
 from torch import nn
 
 from imbmargin import MaxMarginClassifier
@@ -94,3 +95,22 @@ def test_arguments_of_the_optimizer_that_are_set_after_fit_stay(table):
         assert type(net.optimizer_) is torch.optim.SGD
         group = net.optimizer_.param_groups[0]
         assert (group["momentum"], group["weight_decay"]) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("scoring", ["accuracy", "neg_log_loss", "roc_auc_ovr"])
+@pytest.mark.parametrize("members", [1, 4])
+@pytest.mark.parametrize("kind", [EpochScoring, BatchScoring])
+def test_training_batches_are_scored_as_they_were_trained_on(table, kind, members, scoring):
+    X, y = table
+    # Without steps the outputs of training are those of prediction.
+    clf = fit(
+        X,
+        np.array(["b", "c", "a"])[y],
+        lr=0.0,
+        optimizer=torch.optim.SGD,
+        module__members=members,
+        batch_size=-1,
+        callbacks=[kind(scoring, on_train=True, name="score", lower_is_better=False)],
+    )
+    expected = get_scorer(scoring)(clf, X, np.array(["b", "c", "a"])[y])
+    assert clf.history[-1]["score"] == pytest.approx(expected, abs=1e-6)

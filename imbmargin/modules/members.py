@@ -120,9 +120,12 @@ class MemberHeads(nn.Module):
         """
         features = x.unflatten(0, (-1, len(self.heads))).unbind(1)
         pairs = zip(self.heads, features, strict=True)
-        logits = torch.stack([head(part) for head, part in pairs], dim=1)
-        if self.training:
-            return logits.flatten(0, 1)
+        logits = torch.stack([head(part) for head, part in pairs], dim=1).flatten(0, 1)
+        return logits if self.training else self.together(logits)
+
+    def together(self, logits: Tensor) -> Tensor:
+        """Return the logits of all members together (n, K), from those of each (n · m, K)."""
+        logits = logits.unflatten(0, (-1, len(self.heads)))
         if self.normalized:
             return logits.mean(1)
         return logits.log_softmax(2).logsumexp(1) - math.log(len(self.heads))
