@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils import Tags
+from skorch.callbacks import BatchScoring
 from skorch.exceptions import NotInitializedError
 from skorch.history import History
 from skorch.utils import is_dataset, to_tensor
 from torch.utils.data import Subset
 
 from imbmargin.data import inputs
-from imbmargin.data.batches import ArrayDataset, is_array_dataset
+from imbmargin.data.batches import ArrayDataset
 from imbmargin.parameters import ParameterClassifier
 from imbmargin.randomness import draw_seed, isolated_random_state
 
@@ -51,7 +52,10 @@ class ContractClassifier(ParameterClassifier):
     @property
     def classes_(self) -> np.ndarray:
         """The class labels, sorted: scikit-learn's scorers take the last of two for positive."""
-        return np.unique(super().classes_)
+        labels = np.unique(super().classes_)
+        # skorch's scoring callbacks hold predictions, which they put there as a cache, against the
+        # targets of the training's batches, which are encoded.
+        return np.arange(len(labels)) if "forward_iter" in self.__dict__ else labels
 
     def check_data(self, X: Any, y: Any) -> None:
         """Do nothing: fit has checked the data before it changed anything."""
@@ -267,18 +271,36 @@ class ContractClassifier(ParameterClassifier):
 
     def _make_dataset(self, X: Any, y: Any, sample_weight: Any) -> Any:
         dataset = self.get_dataset(X, y)
-        if sample_weight is None:
-            return dataset
-        if not isinstance(dataset, ArrayDataset):
-            raise ValueError("sample_weight needs dataset=ArrayDataset, the default")
-        return ArrayDataset(dataset.X, dataset.targets, sample_weight)
+        if sample_weight is not None:
+            if not isinstance(dataset, ArrayDataset):
+                raise ValueError("sample_weight needs dataset=ArrayDataset, the default")
+            dataset = ArrayDataset(dataset.X, dataset.targets, sample_weight)
+        if isinstance(dataset, ArrayDataset) and y is not None:
+            # For scoring callbacks that predict anew.
+            dataset.y = y
+        return dataset
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call the callbacks; they see batches of (input, target), without sample weights."""
+        if method_name == "on_train_begin":
+            self._check_batch_scoring()
         batch = cb_kwargs.get("batch")
         if batch is not None and isinstance(batch[1], (tuple, list)):
             cb_kwargs["batch"] = (batch[0], batch[1][0])
         super().notify(method_name, **cb_kwargs)
+
+    def _check_batch_scoring(self) -> None:
+        coded = np.array_equal(self.classes_, np.arange(len(self.classes_)))
+        for name, callback in self.callbacks_:
+            if coded or not isinstance(callback, BatchScoring):
+                continue
+            chosen = self.use_caching
+            if not (callback.use_caching if chosen == "auto" else chosen):
+                raise ValueError(
+                    f"{name} with use_caching=False would hold predictions, which are labels such "
+                    f"as {self.classes_[0]!r}, against the targets of a batch, which are 0..K-1; "
+                    "leave use_caching as it is, or use EpochScoring"
+                )
 
     def _to_module(self, x: Any) -> Any:
         x = to_tensor(x, device=self.device)
@@ -375,10 +397,6 @@ class ContractClassifier(ParameterClassifier):
             The class with the largest logit.
         """
         index = self._logits(X).argmax(dim=1).numpy()
-        # skorch's scoring callbacks hold predictions against the targets of the training's own
-        # dataset or batch, which are encoded; they put the predictions there as a cache.
-        if is_array_dataset(X) or "forward_iter" in self.__dict__:
-            return index
         return self.classes_[index]
 
     def check_is_fitted(self, attributes: Any = None, *args: Any, **kwargs: Any) -> None:

@@ -56,7 +56,8 @@ _ALL_ROWS = ("batch_size", -1)
 
 
 def _balanced_accuracy_scorer(net: Any, X: Any, y: Any) -> float:
-    return balanced_accuracy(y, net.predict(X))
+    # skorch has no y of a Dataset whose predictions are not cached.
+    return balanced_accuracy(targets_of(X) if y is None else y, net.predict(X))
 
 
 class MaxMarginClassifier(BatchSteps):

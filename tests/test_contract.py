@@ -9,9 +9,11 @@ from sklearn.base import clone
 from sklearn.metrics import get_scorer
 from skorch.callbacks import BatchScoring, EpochScoring
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from imbmargin import MaxMarginClassifier
 from imbmargin.callbacks import EarlyStopping
+from imbmargin.data.batches import ArrayDataset
 from imbmargin.losses import FocalLoss, LDAMLoss
 
 
@@ -97,6 +99,10 @@ def test_arguments_of_the_optimizer_that_are_set_after_fit_stay(table):
         assert (group["momentum"], group["weight_decay"]) == (0.5, 0.25)
 
 
+def score(scoring, kind=EpochScoring, **kwargs):
+    return kind(scoring, lower_is_better=False, **{"name": "score", **kwargs})
+
+
 @pytest.mark.parametrize("scoring", ["accuracy", "neg_log_loss", "roc_auc_ovr"])
 @pytest.mark.parametrize("members", [1, 4])
 @pytest.mark.parametrize("kind", [EpochScoring, BatchScoring])
@@ -110,7 +116,45 @@ def test_training_batches_are_scored_as_they_were_trained_on(table, kind, member
         optimizer=torch.optim.SGD,
         module__members=members,
         batch_size=-1,
-        callbacks=[kind(scoring, on_train=True, name="score", lower_is_better=False)],
+        callbacks=[score(scoring, kind, on_train=True)],
     )
     expected = get_scorer(scoring)(clf, X, np.array(["b", "c", "a"])[y])
     assert clf.history[-1]["score"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], ["b", "c", "a"], [1, 2, 3]])
+@pytest.mark.parametrize("scoring", ["accuracy", "neg_log_loss", "f1_macro"])
+def test_scores_of_predictions_made_anew_are_those_of_scikit_learn(table, scoring, labels):
+    X, y = table[0], np.array(labels)[table[1]]
+    anew = score(scoring, use_caching=False)
+    clf = fit(X, y, callbacks=[score(scoring, use_caching=False, on_train=True)])
+    assert clf.history[-1]["score"] == pytest.approx(get_scorer(scoring)(clf, X, y))
+    # Of the validation part: as from the cache.
+    clf = fit(X, y, callbacks=[anew, score(scoring, name="cached")], train_split=0.5)
+    assert clf.history[-1]["score"] == pytest.approx(clf.history[-1]["cached"])
+
+
+def test_use_caching_false_of_the_classifier(table):
+    X, y = table[0], np.array(["b", "c", "a"])[table[1]]
+    plain, anew = (fit(X, y, train_split=0.5, use_caching=caching) for caching in ("auto", False))
+    column = slice(None), "valid_balanced_accuracy"
+    assert anew.history[column] == pytest.approx(plain.history[column])
+    data = TensorDataset(*map(torch.as_tensor, table))
+    assert 0 < fit(data, None, train_split=0.5, use_caching=False).history[-1][column[1]] <= 1
+    with pytest.raises(ValueError, match=r"score with use_caching=False .* leave use_caching"):
+        fit(X, y, use_caching=False, callbacks=[("score", score("accuracy", BatchScoring))])
+
+
+def test_scores_of_the_second_of_two_classes_that_is_not_called_1(binary_table):
+    X, y = binary_table
+    one, two = (
+        fit(X, y + first, train_split=0.5, callbacks=[score("average_precision")])
+        for first in (0, 1)
+    )
+    assert one.history[-1]["score"] == two.history[-1]["score"]
+
+
+def test_labels_of_an_array_dataset_are_predicted_as_labels(table):
+    X, y = table[0], np.array(["b", "c", "a"])[table[1]]
+    clf = fit(X, y)
+    np.testing.assert_array_equal(clf.predict(ArrayDataset(X)), clf.predict(X))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from skorch.dataset import Dataset as SkorchDataset
 from torch.utils.data import Dataset, Subset
 
 __all__ = ["ArrayBatches", "ArrayDataset", "targets_of"]
@@ -22,7 +23,7 @@ Batch = tuple[Any, Any]
 _SHARED_DTYPES = {np.dtype(name) for name in ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")}
 
 
-class ArrayDataset(Dataset):
+class ArrayDataset(SkorchDataset):
     """Rows of arrays, fetched a batch at a time.
 
     Parameters
@@ -51,6 +52,8 @@ class ArrayDataset(Dataset):
         # skorch marks a missing target with zeros, so that batches stay pairs.
         target = np.zeros(X.shape[0]) if y is None else np.asarray(y)
         self.targets = torch.as_tensor(target, dtype=torch.int64)
+        # skorch's scoring callbacks look for X and y in a Dataset of skorch's.
+        self.y = target
         self.sample_weight = (
             None
             if sample_weight is None
