@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch.callbacks import EpochScoring, EpochTimer, LRScheduler, PassthroughScoring
+from skorch.callbacks import EpochScoring, EpochTimer, PassthroughScoring
 from torch.utils.data import DataLoader, Subset
 
 from imbmargin.callbacks import (
@@ -32,6 +32,7 @@ from imbmargin.parts import (
     check_module,
     default_schedule,
     fused_step,
+    has_schedule,
     load_backbone,
     loss_arguments,
     module_arguments,
@@ -51,7 +52,6 @@ __all__ = ["MaxMarginClassifier"]
 # Rows of a torch Dataset from which the input statistics are learned: decoding is what it costs.
 _STATISTICS_ROWS = 10_000
 _STATISTICS_BATCH = 1024
-_ARRAY_ARGUMENTS = {"batch_size", "sampler"}
 _ALL_ROWS = ("batch_size", -1)
 
 
@@ -336,7 +336,7 @@ default="auto"
         resampling = resolve_scheme(self.resample, self.drs_epoch)
         schedule = self.lr_schedule
         if isinstance(schedule, str) and schedule == "auto":
-            schedule = None if self._has_own_schedule() else default_schedule(self._layout)
+            schedule = None if has_schedule(self.callbacks) else default_schedule(self._layout)
         return [
             ("epoch_timer", EpochTimer()),
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
@@ -355,12 +355,6 @@ default="auto"
             ("lr_schedule", LearningRateSchedule(schedule)),
             ("print_log", PrintLog()),
         ]
-
-    def _has_own_schedule(self) -> bool:
-        if not isinstance(self.callbacks, (list, tuple)):
-            return False
-        found = [item[1] if isinstance(item, (list, tuple)) else item for item in self.callbacks]
-        return any(cb is LRScheduler or isinstance(cb, LRScheduler) for cb in found)
 
     def initialize_module(self) -> MaxMarginClassifier:
         """Make the network; sizes come from the data."""
@@ -453,11 +447,12 @@ default="auto"
             kwargs["batch_size"] = len(dataset)
         if factory not in ("auto", DataLoader):
             return factory(dataset, **kwargs)
+        whole = factory == "auto" and is_array_dataset(dataset) and kwargs.keys() == {"batch_size"}
         if training and not kwargs.keys() & {"sampler", "batch_sampler", "shuffle"}:
             kwargs["sampler"] = ClassSampler(targets_of(dataset), self._num_classes)
             # Where DeferredResampling finds it.
             dataset.class_sampler = kwargs["sampler"]
-        if factory == "auto" and is_array_dataset(dataset) and kwargs.keys() <= _ARRAY_ARGUMENTS:
+        if whole:
             return ArrayBatches(dataset, device=self.device, **kwargs)
         return DataLoader(dataset, **kwargs)
 

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from skorch.callbacks import LRScheduler
 from torch import nn
 
 from imbmargin._hardware import has_fast_bfloat16
@@ -22,6 +23,7 @@ __all__ = [
     "check_module",
     "default_schedule",
     "fused_step",
+    "has_schedule",
     "load_backbone",
     "loss_arguments",
     "module_arguments",
@@ -290,6 +292,14 @@ def default_schedule(layout: Layout | None) -> str | None:
     few batches the weights could then no longer change anything.
     """
     return "step" if layout is not None and layout.image_shape is not None else None
+
+
+def has_schedule(callbacks: Any) -> bool:
+    """Tell whether a user's callbacks bring a schedule of the learning rate."""
+    if not isinstance(callbacks, (list, tuple)):
+        return False
+    found = [item[1] if isinstance(item, (list, tuple)) else item for item in callbacks]
+    return any(cb is LRScheduler or isinstance(cb, LRScheduler) for cb in found)
 
 
 def fused_step(optimizer: Any, given: dict[str, Any], module: nn.Module) -> dict[str, bool]:

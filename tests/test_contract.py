@@ -9,12 +9,13 @@ from sklearn.base import clone
 from sklearn.metrics import get_scorer
 from skorch.callbacks import BatchScoring, EpochScoring
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import SequentialSampler, TensorDataset, WeightedRandomSampler
 
 from imbmargin import MaxMarginClassifier
 from imbmargin.callbacks import EarlyStopping
 from imbmargin.data.batches import ArrayDataset
 from imbmargin.losses import FocalLoss, LDAMLoss
+from imbmargin.samplers import ClassSampler
 
 
 def fit(X, y, **kwargs):
@@ -158,3 +159,13 @@ def test_labels_of_an_array_dataset_are_predicted_as_labels(table):
     X, y = table[0], np.array(["b", "c", "a"])[table[1]]
     clf = fit(X, y)
     np.testing.assert_array_equal(clf.predict(ArrayDataset(X)), clf.predict(X))
+
+
+@pytest.mark.parametrize("sampler", [SequentialSampler(range(300)), ClassSampler([0] * 300)])
+def test_a_sampler_of_the_users_own_draws_the_rows(table, sampler):
+    clf = fit(*table, iterator_train__sampler=sampler)
+    assert sum(clf.history[-1, "batches", :, "train_batch_size"]) == 300
+    part = WeightedRandomSampler(np.ones(300), 500)
+    clf = fit(*table, iterator_train__sampler=part, callbacks=[score("accuracy", on_train=True)])
+    assert sum(clf.history[-1, "batches", :, "train_batch_size"]) == 500
+    assert 0 < clf.history[-1]["score"] <= 1
