@@ -452,6 +452,10 @@ default="auto"
             kwargs["sampler"] = ClassSampler(targets_of(dataset), self._num_classes)
             # Where DeferredResampling finds it.
             dataset.class_sampler = kwargs["sampler"]
+            rows, size = len(dataset), kwargs["batch_size"]
+            if not whole and rows > size and rows % size == 1:
+                # Batch normalisation is not defined on a single row; in each epoch it is another.
+                kwargs.setdefault("drop_last", True)
         if whole:
             return ArrayBatches(dataset, device=self.device, **kwargs)
         return DataLoader(dataset, **kwargs)

@@ -71,6 +71,8 @@ class CheckpointedLoop(StoredClassifier):
         ------
         DivergenceError
             If the training loss of a batch is NaN or infinite.
+        ValueError
+            If there is no batch to train on.
         """
         if iterator is None:
             return
@@ -114,6 +116,11 @@ class CheckpointedLoop(StoredClassifier):
 
     def _check_losses(self, prefix: str) -> None:
         losses = [row[f"{prefix}_loss"] for row in self.history[-1]["batches"]]
+        if not losses:
+            raise ValueError(
+                "an epoch has no batch to train on: with iterator_train__drop_last=True, "
+                f"batch_size={self.batch_size} must not be above the rows of the training part"
+            )
         wrong = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if wrong is None:
             return

@@ -169,3 +169,21 @@ def test_a_sampler_of_the_users_own_draws_the_rows(table, sampler):
     clf = fit(*table, iterator_train__sampler=part, callbacks=[score("accuracy", on_train=True)])
     assert sum(clf.history[-1, "batches", :, "train_batch_size"]) == 500
     assert 0 < clf.history[-1]["score"] <= 1
+
+
+def normalised(in_features, num_classes):
+    return nn.Sequential(nn.BatchNorm1d(in_features), nn.Linear(in_features, num_classes))
+
+
+@pytest.mark.parametrize("loader", [{}, {"iterator_train__num_workers": 0}])
+def test_no_batch_of_one_row_is_trained_on(table, loader):
+    X, y = table
+    data = TensorDataset(torch.as_tensor(X), torch.as_tensor(y))
+    data, y = (X, y) if loader else (data, None)
+    clf = fit(data, y, module=normalised, batch_size=13, **loader)
+    assert [row["train_batch_size"] for row in clf.history[-1, "batches"]] == [13] * 23
+
+
+def test_batches_that_drop_all_rows_are_refused(table):
+    with pytest.raises(ValueError, match=r"no batch to train on.*batch_size=301 must not be above"):
+        fit(*table, batch_size=301, iterator_train__drop_last=True)
