@@ -88,7 +88,8 @@ class ContractClassifier(ParameterClassifier):
         target = inputs.encode(labels, self.classes_)
         self._check_targets(target)
         if sample_weight is not None:
-            sample_weight = inputs.check_weights(sample_weight, X, target)
+            known = not reset or classes is not None or self.classes is not None
+            sample_weight = inputs.check_weights(sample_weight, X, target, classes_known=known)
         return X, None if is_dataset(X) else labels, sample_weight
 
     def _check_parameters(self) -> None:

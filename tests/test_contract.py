@@ -187,3 +187,18 @@ def test_no_batch_of_one_row_is_trained_on(table, loader):
 def test_batches_that_drop_all_rows_are_refused(table):
     with pytest.raises(ValueError, match=r"no batch to train on.*batch_size=301 must not be above"):
         fit(*table, batch_size=301, iterator_train__drop_last=True)
+
+
+def test_rows_of_one_class_with_weights_go_on_with_known_classes(table):
+    X, y = table
+    one = y == 2
+    clf = MaxMarginClassifier(max_epochs=2, random_state=0)
+    clf.partial_fit(X[one], y[one], classes=[0, 1, 2], sample_weight=np.ones(one.sum()))
+    clf.partial_fit(X[one], y[one], sample_weight=np.ones(one.sum()))
+    assert clf.class_counts_.tolist() == [0, 0, 2 * one.sum()]
+    with pytest.raises(ValueError, match="sample_weight is above zero for fewer than two classes"):
+        clf.fit(X, y, sample_weight=one)
+    with pytest.raises(ValueError, match="at least one non-zero"):
+        clf.partial_fit(X, y, sample_weight=np.zeros(300))
+    clf.set_params(classes=[0, 1, 2]).fit(X, y, sample_weight=one)
+    assert (clf.predict(X[one]) == 2).mean() > 0.9

@@ -318,16 +318,19 @@ def encode(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return order[np.searchsorted(classes, labels, sorter=order)]
 
 
-def check_weights(sample_weight: Any, X: Any, target: np.ndarray) -> np.ndarray:
+def check_weights(
+    sample_weight: Any, X: Any, target: np.ndarray, *, classes_known: bool
+) -> np.ndarray:
     """Return the sample weights as float64, one for each row.
 
     Raises
     ------
     ValueError
-        If a weight is negative or not finite, or if only one class has any weight.
+        If a weight is negative or not finite, or if only one class has any weight and the classes
+        are not known otherwise.
     """
     weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-    if len(np.unique(target[weight > 0])) < 2:
+    if not classes_known and len(np.unique(target[weight > 0])) < 2:
         raise ValueError(
             "sample_weight is above zero for fewer than two classes; "
             "a classifier needs rows of at least two classes"
