@@ -365,7 +365,8 @@ class ContractClassifier(ParameterClassifier):
         if self.predict_nonlinearity is None:
             return logits.numpy()
         if callable(self.predict_nonlinearity):
-            return np.asarray(self.predict_nonlinearity(logits))
+            with torch.no_grad():
+                return np.asarray(self.predict_nonlinearity(logits))
         return torch.softmax(self.logit_scale_ * logits.double(), dim=1).numpy()
 
     def predict_log_proba(self, X: Any) -> np.ndarray:

@@ -15,6 +15,9 @@ __all__ = ["ParameterClassifier"]
 # Parameters that are read when the loss, or the callbacks, are made.
 _OF_LOSS = {"loss", "delta_neg", "beta", "loss_epoch", "class_weight", "drw_epoch"}
 _OF_CALLBACKS = {"callbacks", "lr_schedule", "resample", "drs_epoch", *_OF_LOSS}
+# What may hold a torch module, and is no part of the net.
+_NO_PARTS = {"module", "loss", "init_backbone", "predict_nonlinearity"}
+_NO_PARTS |= {"augment", "augment_", "mixing", "mixing_"}
 
 
 def _is_simple(name: str) -> bool:
@@ -71,8 +74,8 @@ class ParameterClassifier(NeuralNetClassifier):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # skorch takes any torch module that is assigned for a part of the net; as a parameter it
-        # is only what a part will be made from.
-        if name in ("module", "loss", "init_backbone"):
+        # is only what a part will be made from, or a function.
+        if name in _NO_PARTS:
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)

@@ -1,6 +1,7 @@
 """Parameters, targets and batches that a user brings along: losses, classes, samplers, Datasets."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -202,3 +203,29 @@ def test_rows_of_one_class_with_weights_go_on_with_known_classes(table):
         clf.partial_fit(X, y, sample_weight=np.zeros(300))
     clf.set_params(classes=[0, 1, 2]).fit(X, y, sample_weight=one)
     assert (clf.predict(X[one]) == 2).mean() > 0.9
+
+
+class Brighten(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return images.clamp(max=200) + 5
+
+
+def test_augmentation_mixing_and_nonlinearity_may_be_torch_modules(images):
+    X, y = images
+    sharper = nn.Sequential(nn.Linear(10, 10), nn.Softmax(dim=1))
+    augment = Brighten()
+    clf = MaxMarginClassifier(
+        "mlp", max_epochs=1, random_state=0, augment=augment, predict_nonlinearity=sharper
+    )
+    assert "Brighten" in repr(clf)
+    for net in (clf.fit(X, y), clone(clf).fit(X, y), pickle.loads(pickle.dumps(clf))):
+        np.testing.assert_allclose(net.predict_proba(X).sum(1), 1, atol=1e-5)
+        assert not {"augment", "predict_nonlinearity"} & set(net.prefixes_)
+    assert augment.calls == 3
+    fit(X, y, module="mlp", max_epochs=1, augment=["flip", augment])
+    assert augment.calls == 6
