@@ -125,8 +125,7 @@ def _program_of(model: Any) -> _Program:
             "the model was not fitted on arrays, so that the shape of its samples is not known; "
             "export module_ with torch.export"
         )
-    network = model.module_ if model.average_ is None else model.average_.network
-    network = copy.deepcopy(getattr(network, "_orig_mod", network))
+    network = copy.deepcopy(getattr(model.module_, "_orig_mod", model.module_))
     # The exporters do not know weights of other memory formats.
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return _Program(network, layout, model.logit_scale_).requires_grad_(False).eval()

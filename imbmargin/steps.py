@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,13 @@ class BatchSteps(CheckpointedLoop):
         decay = self.ema_decay
         self.average_ = None if decay is None else WeightAverage(self.module_, decay)
 
+    def get_all_learnable_params(self) -> Iterator[tuple[str, Any]]:
+        """Yield the parameters of all parts; those of the average do not learn."""
+        averages = set() if self.average_ is None else set(self.average_.parameters())
+        for name, parameter in super().get_all_learnable_params():
+            if parameter not in averages:
+                yield name, parameter
+
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take one optimization step, and move the average of the weights."""
         step = super().train_step(batch, **fit_params)
@@ -51,11 +59,31 @@ class BatchSteps(CheckpointedLoop):
             self.average_.update(self.module_)
         return step
 
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        """Put the average weights into the network."""
-        super().on_train_end(*args, **kwargs)
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Put the weights that learn into the network."""
+        super().on_epoch_begin(*args, **kwargs)
         if self.average_ is not None:
-            self.module_.load_state_dict(self.average_.network.state_dict())
+            self.average_.take_back(self.module_)
+
+    def run_single_epoch(
+        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+    ) -> None:
+        """Run the batches of one epoch; those of validation, and callbacks then, see the average.
+
+        So what a callback keeps as the best state is the one that was judged.
+        """
+        if not training:
+            self._lend_average()
+        super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the average in the network, also where an epoch was broken off."""
+        super().on_train_end(*args, **kwargs)
+        self._lend_average()
+
+    def _lend_average(self) -> None:
+        if self.average_ is not None:
+            self.average_.lend(self.module_)
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Augment and mix the batch on the device, then forward and backward."""
@@ -106,8 +134,7 @@ class BatchSteps(CheckpointedLoop):
         needs = getattr(self.criterion_, "needs", ())
         if not needs:
             return self._run_network(x, **fit_params)
-        average = self._average_in_use()
-        _, head = find_head(self.module_ if average is None else average.network)
+        _, head = find_head(self.module_)
         with watch_input(head) as seen:
             output = self._run_network(x, **fit_params)
         known: dict[str, Any] = {"features": seen[0], "head_weight": head.weight}
@@ -120,27 +147,15 @@ class BatchSteps(CheckpointedLoop):
         # The input layer of the package's networks takes them as they are.
         return x.float() if whole_numbers and not hasattr(self.module_, "input_norm") else x
 
-    def _average_in_use(self) -> WeightAverage | None:
-        """Return the average if there is one, for validation and prediction."""
-        return None if self.module_.training else self.average_
-
     def _run_network(self, x: Any, **fit_params: Any) -> Any:
         with self._autocast():
-            return self._call_network(x, **fit_params)
+            return super().infer(x, **fit_params)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self._autocast_dtype()
         if dtype is None:
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, dtype=dtype)
-
-    def _call_network(self, x: Any, **fit_params: Any) -> Any:
-        average = self._average_in_use()
-        if average is None:
-            return super().infer(x, **fit_params)
-        x = to_tensor(x, device=self.device)
-        inputs = {**x, **fit_params} if isinstance(x, dict) else fit_params
-        return average(**inputs) if isinstance(x, dict) else average(x, **inputs)
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         """Run the network on a batch."""

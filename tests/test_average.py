@@ -3,13 +3,20 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, Checkpoint, EarlyStopping
 from torch import nn
 
 from imbmargin import MaxMarginClassifier
+from imbmargin._wrapper import head_pass
 from imbmargin.bbn import BBNClassifier
 from imbmargin.meta import MetaWeightNetClassifier
 from imbmargin.modules import WeightAverage
+from imbmargin.posthoc import NearestClassMean, TauNormalization
+from imbmargin.two_stage import (
+    ClassifierRetraining,
+    LearnableWeightScaling,
+    MetaSampledRetraining,
+)
 
 SETTINGS = {"max_epochs": 6, "random_state": 0, "batch_size": 64, "ema_decay": 0.9}
 
@@ -27,6 +34,14 @@ class Weights(Callback):
             self.seen.append(net.module_.head.weight.detach().clone())
 
 
+def assert_equal_states(one, other):
+    for name in ("module_", "average_"):
+        states = getattr(one, name).state_dict(), getattr(other, name).state_dict()
+        assert states[0].pop("_extra_state", None) == states[1].pop("_extra_state", None)
+        for key, value in states[0].items():
+            assert torch.equal(value, states[1][key]), (name, key)
+
+
 def test_the_average_is_that_of_the_weights_after_every_step(table):
     callback = Weights()
     clf = MaxMarginClassifier(**SETTINGS, callbacks=[callback]).fit(*table)
@@ -37,7 +52,7 @@ def test_the_average_is_that_of_the_weights_after_every_step(table):
         decay = min(0.9, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * weight
     torch.testing.assert_close(clf.module_.head.weight, expected)
-    torch.testing.assert_close(clf.average_.network.head.weight, expected)
+    assert torch.equal(clf.average_.network.head.weight, seen[-1])
     assert clf.average_.updates == 30
 
 
@@ -49,10 +64,10 @@ def test_training_is_as_without_it_and_prediction_is_not(table):
         assert averaged.history_[:, name] == plain.history_[:, name]
     assert not np.allclose(averaged.predict_proba(X), plain.predict_proba(X))
     assert plain.average_ is None
-    averaged.average_ = None
-    again = averaged.predict_proba(X)
-    averaged.fit(X, y)
-    np.testing.assert_array_equal(averaged.predict_proba(X), again)
+    for clf in (averaged, plain):
+        clf.partial_fit(X, y)
+    assert averaged.history_[:, "train_loss"] == plain.history_[:, "train_loss"]
+    assert "average" not in "".join(name for name, _ in averaged.get_all_learnable_params())
 
 
 def test_the_validation_part_is_judged_by_the_average(table):
@@ -62,6 +77,105 @@ def test_the_validation_part_is_judged_by_the_average(table):
     plain = MaxMarginClassifier(**{**settings, "ema_decay": None}).fit(X, y)
     assert averaged.history_[:, "train_loss"] == plain.history_[:, "train_loss"]
     assert averaged.history_[:, "valid_loss"] != plain.history_[:, "valid_loss"]
+
+
+class States(Callback):
+    """Keep the weights of every epoch's end, and what the net predicts there."""
+
+    only_shows = True
+
+    def __init__(self, X):
+        self.X = X
+
+    def on_train_begin(self, net, **kwargs):
+        self.seen = []
+
+    def on_epoch_end(self, net, **kwargs):
+        self.seen.append((net.module_.head.weight.detach().clone(), net.predict_proba(self.X)))
+
+
+@pytest.mark.parametrize("kind", [EarlyStopping, Checkpoint])
+def test_the_state_that_is_restored_is_the_one_that_was_judged(kind, table, tmp_path):
+    X, y = table
+    if kind is EarlyStopping:
+        best = EarlyStopping(patience=3, load_best=True, sink=lambda text: None)
+    else:
+        best = Checkpoint(dirname=tmp_path, load_best=True, sink=lambda text: None)
+    callbacks = [("states", States(X)), ("best", best)]
+    settings = {**SETTINGS, "max_epochs": 20, "lr": 0.1, "train_split": 0.3}
+    clf = MaxMarginClassifier(**settings, callbacks=callbacks).fit(X, y)
+    losses = clf.history_[:, "valid_loss"]
+    seen = dict(clf.callbacks_)["states"].seen
+    index = int(np.argmin(losses))
+    assert index < len(seen) - 1
+    weight, expected = seen[index]
+    assert torch.equal(clf.module_.head.weight, weight)
+    np.testing.assert_array_equal(clf.predict_proba(X), expected)
+
+
+def test_weights_that_are_loaded_are_predicted_with_and_trained_on(table, tmp_path):
+    X, y = table
+    clf = MaxMarginClassifier(**SETTINGS, optimizer=torch.optim.SGD, lr=1e-9).fit(X, y)
+    other = MaxMarginClassifier(**{**SETTINGS, "random_state": 1}).fit(X, y)
+    other.save_params(f_params=tmp_path / "weights.pt")
+    clf.load_params(f_params=tmp_path / "weights.pt")
+    np.testing.assert_array_equal(clf.predict_proba(X), other.predict_proba(X))
+    clf.partial_fit(X, y)
+    np.testing.assert_allclose(clf.predict_proba(X), other.predict_proba(X), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        TauNormalization,
+        NearestClassMean,
+        ClassifierRetraining,
+        LearnableWeightScaling,
+        MetaSampledRetraining,
+    ],
+)
+def test_what_looks_into_the_network_sees_the_average(wrapper, table):
+    X, y = table
+    clf = MaxMarginClassifier(**SETTINGS, loss="cross_entropy")
+    fitted = wrapper(clf).fit(X, y)
+    assert fitted.score(X, y) > 0.5
+    _, logits = head_pass(fitted.estimator_, X)
+    np.testing.assert_array_equal(logits, fitted.estimator_.decision_function(X))
+
+
+def test_the_average_begins_with_the_weights_that_training_begins_with(table):
+    X, y = table
+    first = MaxMarginClassifier(**SETTINGS).fit(X, y)
+    settings = {**SETTINGS, "max_epochs": 1, "optimizer": torch.optim.SGD, "lr": 1e-9}
+    clf = MaxMarginClassifier(**settings, init_backbone=first).fit(X, y)
+    for name in ("input_norm.mean", "backbone.0.weight"):
+        found, expected = (net.module_.state_dict()[name] for net in (clf, first))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_lent_weights_are_taken_back_unless_others_were_loaded():
+    network = nn.Linear(2, 1)
+    average = WeightAverage(network, 0.5)
+    average.lend(network)
+    assert average.lent is None
+    own = network.weight.detach().clone()
+    average.update(network)
+    with torch.no_grad():
+        network.weight += 1
+    average.update(network)
+    mean = average.network.weight.clone()
+    average.lend(network)
+    assert torch.equal(network.weight, mean)
+    average.take_back(network)
+    assert torch.equal(network.weight, own + 1)
+    assert torch.equal(average.network.weight, mean)
+    average.lend(network)
+    with torch.no_grad():
+        network.weight[:] = 7.0
+    average.take_back(network)
+    assert (network.weight == 7).all()
+    assert (average.network.weight == 7).all()
+    assert average.updates == 0
 
 
 def test_statistics_of_normalisation_layers_are_averaged_and_counters_taken_over():
@@ -91,9 +205,15 @@ def test_checkpoints_pickles_and_images(make, table, images, tmp_path):
         make(**SETTINGS, callbacks=[Break()], checkpoint_dir=tmp_path).fit(X, y)
     resumed = make(**SETTINGS, checkpoint_dir=tmp_path).fit(X, y)
     again = make(**SETTINGS, checkpoint_dir=tmp_path).fit(X, y)
-    for clf in (resumed, again, pickle.loads(pickle.dumps(whole))):
-        np.testing.assert_array_equal(clf.predict_proba(X), whole.predict_proba(X))
-        assert clf.average_.updates == whole.average_.updates
+    copied = pickle.loads(pickle.dumps(whole))
+    expected = whole.predict_proba(X)
+    assert resumed.history_[:, "train_loss"] == whole.history_[:, "train_loss"]
+    for clf in (resumed, again, copied):
+        np.testing.assert_array_equal(clf.predict_proba(X), expected)
+        assert_equal_states(clf, whole)
+    whole.partial_fit(X, y)
+    for clf in (resumed.set_params(checkpoint_dir=None), copied):
+        assert_equal_states(clf.partial_fit(X, y), whole)
     pictures = make("resnet20", max_epochs=1, ema_decay=0.9, random_state=0).fit(*images)
     assert np.isfinite(pictures.predict_proba(images[0])).all()
 

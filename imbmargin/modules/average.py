@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zlib
 from typing import Any
 
 import torch
@@ -25,9 +26,11 @@ class WeightAverage(nn.Module):
     Attributes
     ----------
     network : Module
-        The network with the average weights.
+        The network with the average weights; while they are lent, with those that they replace.
     updates : int
         Updates so far.
+    lent : int or None
+        While the average is lent, a checksum of it, else None.
 
     Raises
     ------
@@ -55,6 +58,7 @@ class WeightAverage(nn.Module):
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.decay = decay
         self.updates = 0
+        self.lent: int | None = None
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
@@ -68,18 +72,58 @@ class WeightAverage(nn.Module):
                 average.copy_(present)
         self.updates += 1
 
+    def lend(self, network: nn.Module) -> None:
+        """Give a network the average weights, and keep its own for `take_back`.
+
+        Without updates so far there is nothing to lend.
+        """
+        if self.updates and self.lent is None:
+            self._exchange(network)
+            self.lent = _checksum(network)
+
+    @torch.no_grad()
+    def take_back(self, network: nn.Module) -> None:
+        """Give a network its own weights again, and begin the average if that is still to be done.
+
+        A network whose weights are no longer those that were lent, since others were loaded, keeps
+        them, and the average begins anew from them.
+        """
+        if self.lent is not None and self.lent == _checksum(network):
+            self._exchange(network)
+        elif self.lent is not None or not self.updates:
+            for average, present in zip(_tensors(self.network), _tensors(network), strict=True):
+                average.copy_(present)
+            self.updates = 0
+        self.lent = None
+
+    @torch.no_grad()
+    def _exchange(self, network: nn.Module) -> None:
+        # In place: optimizers and compiled code hold on to the tensors.
+        for one, other in zip(_tensors(self.network), _tensors(network), strict=True):
+            kept = one.clone()
+            one.copy_(other)
+            other.copy_(kept)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network with the average weights."""
         return self.network(*args, **kwargs)
 
-    def get_extra_state(self) -> int:
-        """Return what a state holds besides tensors: the updates so far."""
-        return self.updates
+    def get_extra_state(self) -> dict[str, int | None]:
+        """Return what a state holds besides tensors."""
+        return {"updates": self.updates, "lent": self.lent}
 
     def set_extra_state(self, state: Any) -> None:
-        """Take the updates so far from a state."""
-        self.updates = int(state)
+        """Take from a state what it holds besides tensors."""
+        self.updates, self.lent = state["updates"], state["lent"]
 
 
 def _tensors(network: nn.Module) -> list[torch.Tensor]:
     return [*network.parameters(), *network.buffers()]
+
+
+def _checksum(network: nn.Module) -> int:
+    checksum = 0
+    for tensor in _tensors(network):
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        checksum = zlib.crc32(raw.numpy().data, checksum)
+    return checksum
