@@ -45,6 +45,10 @@ class BatchSteps(CheckpointedLoop):
         decay = self.ema_decay
         self.average_ = None if decay is None else WeightAverage(self.module_, decay)
 
+    def torch_compile(self, module: Any, name: str) -> Any:
+        """Compile a part; the average holds weights only, and is never run."""
+        return module if name == "average" else super().torch_compile(module, name)
+
     def get_all_learnable_params(self) -> Iterator[tuple[str, Any]]:
         """Yield the parameters of all parts; those of the average do not learn."""
         averages = set() if self.average_ is None else set(self.average_.parameters())

@@ -178,6 +178,20 @@ def test_lent_weights_are_taken_back_unless_others_were_loaded():
     assert average.updates == 0
 
 
+# torch's tracer looks at attributes that warn.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiled_network_is_averaged_as_a_plain_one(table):
+    X, y = table
+    plain, compiled = (
+        MaxMarginClassifier(**SETTINGS, compile=compiles, compile__backend="aot_eager").fit(X, y)
+        for compiles in (False, True)
+    )
+    for clf in (plain, compiled):
+        assert type(clf.average_) is WeightAverage
+        clf.partial_fit(X, y)
+    np.testing.assert_allclose(compiled.predict_proba(X), plain.predict_proba(X), atol=1e-6)
+
+
 def test_statistics_of_normalisation_layers_are_averaged_and_counters_taken_over():
     network = nn.BatchNorm1d(2)
     average = WeightAverage(network, 0.5)
