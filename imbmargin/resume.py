@@ -179,7 +179,9 @@ def restore_state(net: Any, state: dict[str, Any]) -> None:
 def restore_parts(net: Any, state: dict[str, Any]) -> None:
     """Put an estimator's parts and callbacks into the states from `collect_parts`."""
     for name in _part_names(net):
-        getattr(net, f"{name}_").load_state_dict(state["parts"][name])
+        # A model that was saved after set_params(ema_decay=...) and before fit has no average yet.
+        if name != "average" or name in state["parts"]:
+            getattr(net, f"{name}_").load_state_dict(state["parts"][name])
     for name, callback in net.callbacks_:
         for key, value in state["callbacks"].get(name, {}).items():
             if not (isinstance(value, dict) and value.keys() == {"state_dict"}):

@@ -42,8 +42,10 @@ class BatchSteps(CheckpointedLoop):
     _context: dict[str, Tensor] = {}  # noqa: RUF012 (replaced, never changed)
 
     def _begin_average(self) -> None:
+        # Training may have compiled the network already; its weights are enough.
+        network: Any = getattr(self.module_, "_orig_mod", self.module_)
         decay = self.ema_decay
-        self.average_ = None if decay is None else WeightAverage(self.module_, decay)
+        self.average_ = None if decay is None else WeightAverage(network, decay)
 
     def torch_compile(self, module: Any, name: str) -> Any:
         """Compile a part; the average holds weights only, and is never run."""
@@ -62,6 +64,19 @@ class BatchSteps(CheckpointedLoop):
         if self.average_ is not None:
             self.average_.update(self.module_)
         return step
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Begin or end the average where ``ema_decay`` was set since the last training."""
+        super().on_train_begin(*args, **kwargs)
+        if self.average_ is None:
+            if self.ema_decay is not None:
+                with self._current_init_context("module"):
+                    self._begin_average()
+        elif self.ema_decay is None:
+            self.average_.take_back(self.module_)
+            self.average_ = None
+        else:
+            self.average_.decay = self.ema_decay
 
     def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
         """Put the weights that learn into the network."""

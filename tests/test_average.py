@@ -6,7 +6,7 @@ import torch
 from skorch.callbacks import Callback, Checkpoint, EarlyStopping
 from torch import nn
 
-from imbmargin import MaxMarginClassifier
+from imbmargin import MaxMarginClassifier, load_model, save_model
 from imbmargin._wrapper import head_pass
 from imbmargin.bbn import BBNClassifier
 from imbmargin.meta import MetaWeightNetClassifier
@@ -190,6 +190,30 @@ def test_a_compiled_network_is_averaged_as_a_plain_one(table):
         assert type(clf.average_) is WeightAverage
         clf.partial_fit(X, y)
     np.testing.assert_allclose(compiled.predict_proba(X), plain.predict_proba(X), atol=1e-6)
+
+
+def test_another_decay_holds_from_the_next_training_on(table, tmp_path):
+    X, y = table
+    plain = MaxMarginClassifier(**{**SETTINGS, "ema_decay": None}).fit(X, y)
+    clf = MaxMarginClassifier(**SETTINGS, warm_start=True).fit(X, y)
+    assert clf.set_params(ema_decay=0.5).fit(X, y).average_.decay == 0.5
+    for _ in range(2):
+        plain.partial_fit(X, y)
+    # Without an average training goes on, and prediction is by the weights that learn.
+    clf.set_params(ema_decay=None).fit(X, y)
+    assert clf.average_ is None
+    assert clf.history_[:, "train_loss"] == plain.history_[:, "train_loss"]
+    np.testing.assert_array_equal(clf.predict_proba(X), plain.predict_proba(X))
+    clf.set_params(ema_decay=0.9)
+    save_model(clf, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    plain.partial_fit(X, y)
+    for model in (clf, loaded):
+        model.fit(X, y)
+        assert model.average_.updates == 30
+        assert model.history_[:, "train_loss"] == plain.history_[:, "train_loss"]
+        assert not np.allclose(model.predict_proba(X), plain.predict_proba(X))
+    assert_equal_states(clf, loaded)
 
 
 def test_statistics_of_normalisation_layers_are_averaged_and_counters_taken_over():
