@@ -18,7 +18,7 @@ from imbmargin.data import inputs
 from imbmargin.data.batches import ArrayDataset, as_arrays, is_array_dataset, targets_of
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.modules.members import rows_per_target
-from imbmargin.randomness import get_random_states, isolated_random_state, set_random_states
+from imbmargin.randomness import get_torch_states, isolated_random_state, set_torch_states
 
 __all__ = ["MetaWeightNetClassifier"]
 
@@ -231,7 +231,7 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
         target, row_weight = self._target_and_weight(y)
         self._set_training(True)
         x = self._network_input(x)
-        states = get_random_states(self.device)
+        states = get_torch_states(self.device)
         logits = self.infer(x, **fit_params)
         losses = self.criterion_.row_losses(logits.float(), target)
         self._change_weights(x, target, losses, row_weight, states)
@@ -270,10 +270,10 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
         moved = virtual_step(total, weights, lr, differentiable=False)
         names = [name for name, weight in weights.items() if weight.requires_grad]
         steepest = torch.autograd.grad(self._meta_loss(moved), [moved[name] for name in names])
-        now = get_random_states(self.device)
-        set_random_states(now if states is None else states, self.device)
+        now = get_torch_states(self.device)
+        set_torch_states(now if states is None else states, self.device)
         slopes = self._slopes(weights, dict(zip(names, steepest, strict=True)), x, target)
-        set_random_states(now, self.device)
+        set_torch_states(now, self.device)
         parameters = list(self.weight_net_.parameters())
         found = torch.autograd.grad(-lr * (share * slopes).sum(), parameters)
         for parameter, gradient in zip(parameters, found, strict=True):
