@@ -94,7 +94,7 @@ def load_embedded(
     choose : callable, default=None
         Gets the labels of the training part and returns the rows to keep.
     test_size : float, default=0.3
-        Fraction of the test part.
+        Fraction of the test part, in (0, 1); larger if it would have fewer rows than classes.
     random_state : int, default=0
         Seed of the split.
 
@@ -105,7 +105,7 @@ def load_embedded(
     Raises
     ------
     ValueError
-        If the name is unknown.
+        If the name is unknown, or ``test_size`` is no such fraction.
 
     Examples
     --------
@@ -427,6 +427,8 @@ def load_cifar(
 
 
 def _split(name: str, X: Any, y: NDArray[Any], test_size: float, random_state: int) -> TrainTest:
+    if not 0 < test_size < 1:
+        raise ValueError(f"test_size must be a fraction between 0 and 1, got {test_size}")
     kind = type_of_target(y)
     if kind not in ("binary", "multiclass"):
         raise ValueError(

@@ -157,6 +157,15 @@ def test_a_folder_without_a_test_part_is_split(tmp_path):
     assert len(np.unique(np.r_[data.X_train, data.X_test][:, :2, 0, 0], axis=0)) == 30
 
 
+@pytest.mark.parametrize("test_size", [0, -1, 1, 3, float("nan")])
+def test_a_test_part_that_is_no_fraction(tmp_path, test_size):
+    write_images(tmp_path, ["a", "b"])
+    with pytest.raises(ValueError, match=f"test_size must be a fraction .*, got {test_size}"):
+        load_image_folder(tmp_path, test_size=test_size)
+    with pytest.raises(ValueError, match="test_size must be a fraction"):
+        load_embedded("iris", test_size=test_size)
+
+
 def test_only_the_images_that_are_chosen_are_decoded(tmp_path):
     write_images(tmp_path / "train", ["a", "b"])
     write_images(tmp_path / "val", ["a", "b"])
