@@ -147,3 +147,14 @@ def test_decoding_that_fails_leaves_no_cache(folder, tmp_path):
     with pytest.raises(ValueError, match=r"7\.png cannot be read"):
         load_cifar(folder, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("kept", [0, 50, -1])
+def test_a_damaged_cache_is_named(folder, tmp_path, kept):
+    load_cifar(folder, cache_dir=tmp_path / "cache")
+    [file] = (tmp_path / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=f"{file.name} of the cache is damaged: .*; remove it"):
+        load_cifar(folder, cache_dir=tmp_path / "cache")
+    file.unlink()
+    assert len(load_cifar(folder, cache_dir=tmp_path / "cache").X_train) == 80

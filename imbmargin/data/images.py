@@ -131,6 +131,11 @@ def cached_images(
     Returns
     -------
     images : memory map of uint8, shape (n, C, H, W)
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or as in `read_images`.
     """
     file = cache_dir / f"images-{digest_of(paths, image_size)}.npy"
     if not file.is_file():
@@ -140,7 +145,12 @@ def cached_images(
             half = Path(beside, file.name)
             read_images(paths, image_size, half)
             os.replace(half, file)
-    return np.load(file, mmap_mode="r")
+    try:
+        return np.load(file, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"{file} of the cache is damaged: {error}; remove it, and it is made anew"
+        ) from error
 
 
 def digest_of(paths: NDArray[Any], *more: Any) -> str:
