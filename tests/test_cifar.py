@@ -1,3 +1,5 @@
+import errno
+import os
 import pickle
 
 import numpy as np
@@ -158,3 +160,20 @@ def test_a_damaged_cache_is_named(folder, tmp_path, kept):
         load_cifar(folder, cache_dir=tmp_path / "cache")
     file.unlink()
     assert len(load_cifar(folder, cache_dir=tmp_path / "cache").X_train) == 80
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the room cannot be taken")
+def test_a_full_disk_under_the_cache_is_an_error(folder, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match=r"cache_dir .*cache cannot hold .*No space left.*; make"):
+        load_cifar(folder, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_cache_that_cannot_be_made_is_an_error(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cache_dir .*file cannot hold the images: .*pass another"):
+        load_cifar(folder, cache_dir=tmp_path / "file")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -136,21 +138,51 @@ def cached_images(
     ------
     ValueError
         If the file is damaged, or as in `read_images`.
+    OSError
+        If the folder cannot be written, or has not the room.
     """
     file = cache_dir / f"images-{digest_of(paths, image_size)}.npy"
+    return _cached(file, lambda half: read_images(paths, image_size, half))
+
+
+def _cached(file: Path, write: Callable[[Path], Any]) -> NDArray[np.uint8]:
+    """Return the memory map of a file, which is written if it is not there."""
     if not file.is_file():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        # Written beside and renamed, so that nobody finds half of it.
-        with tempfile.TemporaryDirectory(dir=cache_dir) as beside:
-            half = Path(beside, file.name)
-            read_images(paths, image_size, half)
-            os.replace(half, file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Written beside and renamed, so that nobody finds half of it.
+            with tempfile.TemporaryDirectory(dir=file.parent) as beside:
+                half = Path(beside, file.name)
+                write(half)
+                os.replace(half, file)
+        except OSError as error:
+            raise OSError(
+                f"cache_dir {file.parent} cannot hold the images: {error}; make room there, or "
+                "pass another folder"
+            ) from error
     try:
         return np.load(file, mmap_mode="r")
     except (ValueError, EOFError) as error:
         raise ValueError(
             f"{file} of the cache is damaged: {error}; remove it, and it is made anew"
         ) from error
+
+
+def _make_map(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return a new memory map that has its room on the disk.
+
+    Without, a disk that gets full while the map is written ends the process.
+    """
+    images = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(file, "r+b") as stream:
+            try:
+                os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+            except OSError as error:
+                # Some file systems cannot; those then fare as systems without this call.
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+    return images
 
 
 def digest_of(paths: NDArray[Any], *more: Any) -> str:
@@ -203,10 +235,7 @@ def read_images(
         grey = all(mode in _GREY_MODES for mode, _ in headers)
         width, height = headers[0][1] if image_size is None else (image_size, image_size)
         shape = (len(paths), 1 if grey else 3, height, width)
-        if file is None:
-            images = np.empty(shape, dtype=np.uint8)
-        else:
-            images = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+        images = np.empty(shape, dtype=np.uint8) if file is None else _make_map(file, shape)
 
         def decode(i: int) -> None:
             images[i] = _decode(str(paths[i]), "L" if grey else "RGB", (width, height))
