@@ -20,7 +20,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.multiclass import type_of_target
 
 from imbmargin.data.cifar import CIFAR_CLASSES, is_batches, list_cifar, read_batches
-from imbmargin.data.images import Listing, cached_images, list_images, read_images
+from imbmargin.data.images import Listing, cached_images, cached_rows, list_images, read_images
 from imbmargin.data.keel import keel_files, read_keel
 
 __all__ = [
@@ -290,7 +290,8 @@ def load_image_folder(
         one size.
     cache_dir : str or Path, default=None
         Folder in which the decoded images are kept, as one array that is memory-mapped: decoded
-        once, and never in memory as a whole. Files that change are decoded anew.
+        once, and never in memory as a whole. Files that change are decoded anew. A part that is
+        not a run of these images, as of a random split or a subset, has a copy of its own there.
     choose, test_size, random_state
         As in `load_embedded`. Without a cache only the images that are kept are decoded.
 
@@ -354,14 +355,8 @@ def _decode(
         n_train = len(data.X_train)
         return replace(data, X_train=images[:n_train], X_test=images[n_train:])
     images = cached_images(paths, image_size, Path(cache_dir))
-    X_train, X_test = (_rows_of(images, rows) for rows in (data.X_train, data.X_test))
+    X_train, X_test = (cached_rows(images, rows) for rows in (data.X_train, data.X_test))
     return replace(data, X_train=X_train, X_test=X_test)
-
-
-def _rows_of(images: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Return rows of a memory map; those that follow one another are not read."""
-    start, stop = int(rows[0]), int(rows[0]) + len(rows)
-    return images[start:stop] if np.array_equal(rows, np.arange(start, stop)) else images[rows]
 
 
 def load_cifar(

@@ -133,14 +133,15 @@ def test_a_cache_holds_the_decoded_images(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "_decode", None)
     again = load_cifar(folder, cache_dir=cache, choose=lambda y: np.array([5, 3]))
     np.testing.assert_array_equal(again.X_train, plain.X_train[[5, 3]])
-    # Whole parts stay on disk until they are used.
+    # All stays on disk until it is used.
     assert isinstance(again.X_test, np.memmap)
+    assert isinstance(again.X_train, np.memmap)
     np.testing.assert_array_equal(again.X_test, plain.X_test)
     monkeypatch.undo()
     monkeypatch.setattr(cifar, "_ROWS", {"training": 80, "test": 20})
     Image.new("RGB", (8, 8)).save(folder / "test" / "class0" / "0.png")
     assert (load_cifar(folder, cache_dir=cache).X_test[0] == 0).all()
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("images-*"))) == 2
     assert file.is_file()
 
 

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from imbmargin import datasets
+from imbmargin.data import images
 from imbmargin.datasets import (
     EMBEDDED,
     load_embedded,
@@ -155,6 +156,20 @@ def test_a_folder_without_a_test_part_is_split(tmp_path):
     data = load_image_folder(tmp_path, test_size=0.2)
     assert np.unique(data.y_test, return_counts=True)[1].tolist() == [2, 2, 2]
     assert len(np.unique(np.r_[data.X_train, data.X_test][:, :2, 0, 0], axis=0)) == 30
+
+
+def test_a_folder_that_is_split_stays_on_disk(tmp_path, monkeypatch):
+    write_images(tmp_path / "photos", ["a", "b", "c"], n=10)
+    plain = load_image_folder(tmp_path / "photos", random_state=3)
+    # More than one step of copying.
+    monkeypatch.setattr(images, "_COPIED", 4)
+    for _ in range(2):
+        data = load_image_folder(tmp_path / "photos", random_state=3, cache_dir=tmp_path / "cache")
+        for part in ("X_train", "X_test"):
+            assert isinstance(getattr(data, part), np.memmap)
+            np.testing.assert_array_equal(getattr(data, part), getattr(plain, part))
+    names = sorted(path.name.split("-")[0] for path in (tmp_path / "cache").iterdir())
+    assert names == ["images", "rows", "rows"]
 
 
 @pytest.mark.parametrize("test_size", [0, -1, 1, 3, float("nan")])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "cached_images",
+    "cached_rows",
     "class_folders",
     "digest_of",
     "find_test_folder",
@@ -28,6 +29,8 @@ _GREY_MODES = {"1", "L"}
 # PIL cuts these to 8 bit without scaling, which leaves white pictures.
 _DEEP_MODES = ("I", "F")
 _THREADS = 8
+# Images in memory while others than neighbours are copied.
+_COPIED = 256
 
 Listing = tuple[NDArray[Any], NDArray[Any]]
 
@@ -143,6 +146,26 @@ def cached_images(
     """
     file = cache_dir / f"images-{digest_of(paths, image_size)}.npy"
     return _cached(file, lambda half: read_images(paths, image_size, half))
+
+
+def cached_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return some of the images of `cached_images`, as a memory map too.
+
+    Those that follow one another are a part of the map; others are copied to a file beside it,
+    which other rows, such as those of another split, do not share.
+    """
+    start, stop = int(rows[0]), int(rows[0]) + len(rows)
+    if np.array_equal(rows, np.arange(start, stop)):
+        return images[start:stop]
+    whole = Path(images.filename)  # type: ignore[attr-defined]
+    digest = hashlib.sha256(whole.name.encode() + rows.astype(np.int64).tobytes()).hexdigest()[:16]
+
+    def copy(half: Path) -> None:
+        part = _make_map(half, (len(rows), *images.shape[1:]))
+        for i in range(0, len(rows), _COPIED):
+            part[i : i + _COPIED] = images[rows[i : i + _COPIED]]
+
+    return _cached(whole.with_name(f"rows-{digest}.npy"), copy)
 
 
 def _cached(file: Path, write: Callable[[Path], Any]) -> NDArray[np.uint8]:
