@@ -123,8 +123,9 @@ class ContractClassifier(ParameterClassifier):
     ) -> tuple[Any, np.ndarray]:
         if sample_weight is not None:
             raise ValueError("sample_weight needs X and y as arrays, got a torch Dataset")
-        target = inputs.check_dataset_targets(X) if y is None else inputs.check_labels(y, len(X))
+        target = inputs.check_dataset_targets(X, y)
         sample = X[0][0]
+        inputs.check_dataset_sample(sample)
         shaped = isinstance(sample, (torch.Tensor, np.ndarray))
         if reset:
             shape = (1, *sample.shape) if shaped else None
@@ -164,7 +165,8 @@ class ContractClassifier(ParameterClassifier):
         X : array-like of shape (n, features), (n, C, H, W) or (n, H, W, C), or torch Dataset
             The inputs, see the notes of the class.
         y : array-like of shape (n,)
-            Class labels of any type; None with a Dataset.
+            Class labels of any type. With a Dataset None, or its own targets, 0..K-1, which are
+            then not looked up in all its rows.
         sample_weight : array-like of shape (n,), default=None
             Weights of the rows in the loss; they multiply the class weights. Class counts count
             rows.

@@ -6,11 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.base import clone
 from sklearn.metrics import get_scorer
 from skorch.callbacks import BatchScoring, EpochScoring
 from torch import nn
-from torch.utils.data import SequentialSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import Dataset, SequentialSampler, TensorDataset, WeightedRandomSampler
 
 from imbmargin import MaxMarginClassifier
 from imbmargin.callbacks import EarlyStopping
@@ -229,3 +230,43 @@ def test_augmentation_mixing_and_nonlinearity_may_be_torch_modules(images):
     assert augment.calls == 3
     fit(X, y, module="mlp", max_epochs=1, augment=["flip", augment])
     assert augment.calls == 6
+
+
+class Decoded(Dataset):
+    def __init__(self, X, y, convert=torch.as_tensor):
+        self.rows, self.codes, self.convert, self.decoded = X, y, convert, 0
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        self.decoded += 1
+        return self.convert(self.rows[index]), int(self.codes[index])
+
+
+def test_rows_of_a_dataset_are_decoded_no_more_than_needed(table):
+    X, y = table
+    found = []
+    for given, walks in ((None, 1), (y, 0)):
+        data = Decoded(X, y)
+        clf = fit(data, given)
+        # Two epochs, the statistics of the input, one row to see its shape; the targets.
+        assert data.decoded == 3 * 300 + 1 + walks * 300
+        np.testing.assert_array_equal(clf.class_counts_, np.bincount(y))
+        found.append(clf.predict_proba(X))
+    np.testing.assert_array_equal(*found)
+
+
+def test_counts_are_of_the_y_that_is_given_with_a_dataset(table):
+    X, y = table
+    clf = fit(Decoded(X, y), y, train_split=0.5, loss="ldam", resample="class_balanced")
+    np.testing.assert_allclose(clf.class_counts_, np.bincount(y) / 2, atol=0.5)
+    with pytest.raises(ValueError, match=r"Dataset must be the integers 0..K-1, got \['a', 'b'\]"):
+        fit(Decoded(X, y), np.where(y, "a", "b"))
+
+
+def test_pictures_that_nobody_has_decoded_are_refused(images):
+    X, y = images
+    data = Decoded(X, y, lambda row: Image.fromarray(row[0]))
+    with pytest.raises(ValueError, match=r"images of PIL \(Image\).*give the dataset a transform"):
+        fit(data, None)

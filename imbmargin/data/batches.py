@@ -276,7 +276,7 @@ def targets_of(dataset: Any) -> np.ndarray:
     >>> targets_of(Subset(data, [0, 2]))
     array([3, 2])
     """
-    if isinstance(dataset, Subset):
+    if isinstance(dataset, Subset) and not hasattr(dataset, "targets"):
         return targets_of(dataset.dataset)[np.asarray(dataset.indices)]
     candidates: Sequence[Any] = [getattr(dataset, k, None) for k in ("targets", "labels", "y")]
     tensors = getattr(dataset, "tensors", None)

@@ -338,23 +338,42 @@ def check_weights(
     return weight
 
 
-def check_dataset_targets(dataset: Any, num_classes: int | None = None) -> np.ndarray:
+def check_dataset_targets(dataset: Any, y: Any = None) -> np.ndarray:
     """Return the targets of a torch Dataset, which must be 0..K-1.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The dataset.
+    y : array-like of shape (n,), default=None
+        Its targets, where the caller knows them: looking them up may decode all rows.
 
     Raises
     ------
     ValueError
-        If they are not integers from 0 on.
+        If they are not integers from 0 on, or y is of another length.
     """
-    target = targets_of(dataset)
+    target = targets_of(dataset) if y is None else check_labels(y, len(dataset))
     if target.dtype.kind not in "iub" or target.min(initial=0) < 0:
         raise ValueError(
             f"the targets of a torch Dataset must be the integers 0..K-1, got "
             f"{np.unique(target)[:10].tolist()} of dtype {target.dtype}; encode them, for example "
             "with sklearn.preprocessing.LabelEncoder"
         )
-    if num_classes is not None and target.max(initial=0) >= num_classes:
-        raise ValueError(
-            f"the Dataset has the target {target.max()}, but there are only {num_classes} classes"
-        )
     return target.astype(np.int64)
+
+
+def check_dataset_sample(sample: Any) -> None:
+    """Raise an error if the input of a torch Dataset's row is a picture that nobody has decoded.
+
+    Raises
+    ------
+    ValueError
+        If it is an image of PIL, as torchvision's datasets give without a transform.
+    """
+    if type(sample).__module__.partition(".")[0] == "PIL":
+        raise ValueError(
+            f"the rows of X are images of PIL ({type(sample).__name__}), not tensors; give the "
+            "dataset a transform, such as torchvision.transforms.v2.PILToTensor(), after a Resize "
+            "if the images differ in size"
+        )
