@@ -30,6 +30,7 @@ from imbmargin.modules import MODULES, channel_statistics
 from imbmargin.parts import (
     adapt_module,
     check_module,
+    check_sizes,
     default_schedule,
     fused_step,
     has_schedule,
@@ -311,6 +312,7 @@ default="auto"
             if not isinstance(module, torch.nn.Module):
                 loss = resolve_loss(self.loss)
                 sizes = module_arguments(module, self._layout, self._num_classes, loss)
+                check_sizes(module, {**sizes, **given})
                 return {**sizes, **given}
         elif prefix == "criterion":
             own = {"delta_neg": self.delta_neg, "beta": self.beta}

@@ -21,6 +21,7 @@ from imbmargin.modules import MODULES, replace_head
 __all__ = [
     "adapt_module",
     "check_module",
+    "check_sizes",
     "default_schedule",
     "fused_step",
     "has_schedule",
@@ -35,6 +36,7 @@ __all__ = [
     "takes_row_weights",
 ]
 
+_SIZES = ("num_classes", "in_features", "in_channels")
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -166,6 +168,26 @@ def module_arguments(
         known["head"] = getattr(loss, "head", "linear")
     accepted = inspect.signature(module).parameters
     return {name: value for name, value in known.items() if name in accepted}
+
+
+def check_sizes(module: Callable[..., nn.Module], arguments: dict[str, Any]) -> None:
+    """Check that the sizes which a module's constructor needs are there.
+
+    Raises
+    ------
+    TypeError
+        If one is missing: before fit, or for a torch Dataset whose rows are no arrays.
+    """
+    needed = {
+        name: p.default is p.empty for name, p in inspect.signature(module).parameters.items()
+    }
+    missing = [name for name in _SIZES if needed.get(name) and name not in arguments]
+    if missing:
+        raise TypeError(
+            f"module {getattr(module, '__name__', module)!r} needs {', '.join(missing)}, which "
+            "are found in the data when it is fitted: call fit, or pass "
+            f"{', '.join(f'module__{name}=...' for name in missing)}"
+        )
 
 
 def adapt_module(module: nn.Module, num_classes: int | None) -> nn.Module:

@@ -270,3 +270,10 @@ def test_pictures_that_nobody_has_decoded_are_refused(images):
     data = Decoded(X, y, lambda row: Image.fromarray(row[0]))
     with pytest.raises(ValueError, match=r"images of PIL \(Image\).*give the dataset a transform"):
         fit(data, None)
+
+
+def test_what_initialize_needs_before_fit_is_named():
+    with pytest.raises(TypeError, match=r"'MLP' needs num_classes, in_features.*call fit, or pass"):
+        MaxMarginClassifier().initialize()
+    sizes = {"module__num_classes": 3, "module__in_features": 8}
+    assert MaxMarginClassifier(**sizes).initialize().initialized_
