@@ -23,7 +23,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from imbmargin import LongTailedSampler, MaxMarginClassifier
+from imbmargin.posthoc import LogitAdjustment
 from imbmargin.prior import PriorCorrection
+from imbmargin.two_stage import ClassifierRetraining
 
 GRID = {
     "maxmarginclassifier__delta_neg": [0.4, 0.8],
@@ -63,6 +65,20 @@ def test_sample_weight_is_routed(table):
         )
         found = GridSearchCV(inner, {"delta_neg": [0.6]}, cv=2).fit(X, y, sample_weight=weight)
         direct = classifier().fit(X, y, sample_weight=weight)
+    np.testing.assert_array_equal(found.predict_proba(X), direct.predict_proba(X))
+
+
+@pytest.mark.parametrize("kind", [PriorCorrection, LogitAdjustment, ClassifierRetraining])
+def test_sample_weight_is_routed_through_what_wraps_a_classifier(table, kind):
+    X, y = table
+    weight = np.where(np.arange(300) % 2, 0.0, 1.0)
+    direct = kind(classifier()).fit(X, y, sample_weight=weight)
+    with sklearn.config_context(enable_metadata_routing=True):
+        inner = classifier().set_fit_request(sample_weight="row_weight")
+        wrapped = kind(inner).set_score_request(sample_weight="row_weight")
+        found = GridSearchCV(wrapped, {}, cv=2).fit(X, y, row_weight=weight)
+        with pytest.raises(TypeError, match="unexpected argument"):
+            kind(inner).fit(X, y, group=weight)
     np.testing.assert_array_equal(found.predict_proba(X), direct.predict_proba(X))
 
 
