@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import threading
-import zlib
-from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
-from skorch.callbacks import Callback, EpochTimer, PrintLog, ProgressBar
+from skorch.callbacks import EpochTimer, PrintLog, ProgressBar
 from skorch.history import History
 
 from imbmargin.checkpoint import is_plain
 from imbmargin.data.batches import ArrayDataset, targets_of
-from imbmargin.portable import name_of
+from imbmargin.description import checksum, describe_value
 from imbmargin.randomness import get_random_states, set_random_states
 
 __all__ = [
@@ -54,49 +50,32 @@ def describe_run(net: Any, dataset: Any) -> dict[str, dict[str, Any]]:
         "configuration" and "data", plain values.
     """
     parameters = {
-        name: _name_value(value)
+        name: describe_value(value)
         for name, value in net.get_params(deep=False).items()
         if name.partition("__")[0] not in _FREE
     }
     callbacks = net.callbacks if isinstance(net.callbacks, (list, tuple)) else []
-    parameters["callbacks"] = [_name_value(cb) for cb in callbacks if not _only_shows(cb)]
+    parameters["callbacks"] = [describe_value(cb) for cb in callbacks if not _only_shows(cb)]
     if net.random_state is None or isinstance(net.random_state, (int, np.integer)):
-        parameters["random_state"] = _name_value(net.random_state)
+        parameters["random_state"] = describe_value(net.random_state)
+    source = net.init_backbone
+    if source is not None:
+        # Of one that is fitted the weights are what counts, as in `parts.load_backbone`.
+        source = getattr(source, "backbone_", getattr(source, "module_", source))
+        parameters["init_backbone"] = describe_value(source)
     targets = targets_of(dataset)
-    data = {"rows": len(targets), "targets": _checksum(targets)}
+    data = {
+        "rows": len(targets),
+        "classes": describe_value(net.classes_.tolist()),
+        "targets": checksum(targets),
+    }
     if isinstance(dataset, ArrayDataset):
         rows = np.linspace(0, len(targets) - 1, min(len(targets), _SAMPLED_ROWS)).astype(np.int64)
         inputs = dataset.fetch(torch.from_numpy(rows))[0]
-        data |= {"sample shape": list(inputs.shape[1:]), "inputs": _checksum(inputs.numpy())}
+        data |= {"sample shape": list(inputs.shape[1:]), "inputs": checksum(inputs.numpy())}
         if dataset.sample_weight is not None:
-            data["sample_weight"] = _checksum(dataset.sample_weight.numpy())
+            data["sample_weight"] = checksum(dataset.sample_weight.numpy())
     return {"configuration": parameters, "data": data}
-
-
-def _name_value(value: Any) -> Any:
-    """Turn a parameter into text or numbers that are the same in another process."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _name_value(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_name_value(part) for part in value]
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        return f"array {_checksum(np.asarray(value))}"
-    if isinstance(value, torch.nn.Module):
-        digest = hashlib.sha256()
-        for name, tensor in value.state_dict().items():
-            if not torch.nn.parameter.is_lazy(tensor):
-                digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return f"{type(value).__name__} {digest.hexdigest()[:12]}"
-    name = name_of(value if hasattr(value, "__qualname__") else type(value))
-    if hasattr(value, "backbone_"):
-        return {name: _name_value(value.backbone_)}
-    if isinstance(value, (Callback, BaseEstimator)):
-        return {name: _name_value(value.get_params(deep=False))}
-    return name
 
 
 def _only_shows(callback: Any) -> bool:
@@ -106,12 +85,6 @@ def _only_shows(callback: Any) -> bool:
     return isinstance(callback, (EpochTimer, PrintLog, ProgressBar)) or getattr(
         callback, "only_shows", False
     )
-
-
-def _checksum(array: np.ndarray) -> str:
-    if array.dtype == object:
-        array = np.array(array.tolist())
-    return f"{zlib.crc32(np.ascontiguousarray(array).tobytes()):08x}"
 
 
 def differences(old: Any, new: Any) -> list[str]:

@@ -25,7 +25,7 @@ LAYERS = [
         "randomness",
     },
     {"losses", "modules", "data", "samplers", "datasets"},
-    {"parts", "callbacks", "checkpoint", "portable"},
+    {"parts", "callbacks", "checkpoint", "portable", "description"},
     {"parameters"},
     {"contract", "resume"},
     {"stored"},

@@ -4,16 +4,20 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback, EpochScoring, LRScheduler
+from skorch.dataset import ValidSplit
 from torch.utils.data import TensorDataset
 
 from imbmargin import MaxMarginClassifier
 from imbmargin.callbacks import EarlyStopping
 from imbmargin.checkpoint import CheckpointFolder
+from imbmargin.data.augment import RandomCrop
+from imbmargin.data.split import StratifiedSplit
 from imbmargin.resume import StopRequest
 
 
@@ -194,6 +198,58 @@ def test_modules_and_functions_are_told_apart(table, tmp_path):
     make(tmp_path / "w", class_weight={0: 1.0, 1: 2.0, 2: 3.0}).fit(X, y)
     with pytest.raises(ValueError, match="class_weight was"):
         make(tmp_path / "w", class_weight=lambda counts: 1 / counts).fit(X, y)
+
+
+def scaled_schedule(epoch, max_epochs, factor):
+    return factor
+
+
+class Net(torch.nn.Linear):
+    def __init__(self, in_features=8, num_classes=3, scale=1.0):
+        super().__init__(in_features, num_classes)
+        torch.nn.init.zeros_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+        self.scale = scale
+
+
+SETTINGS = {
+    "train_split": [StratifiedSplit(0.2), StratifiedSplit(0.3)],
+    "train_split of skorch": [ValidSplit(5), ValidSplit(4)],
+    "lr_schedule": [partial(scaled_schedule, factor=f) for f in (1.0, 0.5)],
+    "class_weight": [lambda counts: 1 / counts, lambda counts: 1 / counts**2],
+    "module": [Net(scale=1.0), Net(scale=2.0)],
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_inside_objects_are_told_apart(table, tmp_path, name):
+    parameter = name.split()[0]
+    one, other = ({parameter: value, "loss": "cross_entropy"} for value in SETTINGS[name])
+    clf = make(tmp_path, max_epochs=2, **one).fit(*table)
+    with pytest.raises(ValueError, match=f"{parameter} was .*, now"):
+        make(tmp_path, max_epochs=2, **other).fit(*table)
+    assert_equal_nets(clf, make(tmp_path, max_epochs=2, **one).fit(*table))
+
+
+def test_what_images_and_backbones_are_is_told_apart(images, tmp_path):
+    X, y = images[0][:64], images[1][:64]
+    settings = {"module": "resnet20", "max_epochs": 1}
+    backbones = [make(random_state=seed, **settings).fit(X, y) for seed in (0, 1)]
+    one = {"augment": [RandomCrop(1)], "init_backbone": backbones[0], **settings}
+    make(tmp_path, **one).fit(X, y)
+    for other in ({"augment": [RandomCrop(4)]}, {"init_backbone": backbones[1]}):
+        with pytest.raises(ValueError, match=f"{next(iter(other))} was .*, now"):
+            make(tmp_path, **{**one, **other}).fit(X, y)
+    make(tmp_path, **one).fit(X, y)
+
+
+def test_labels_are_told_apart(table, tmp_path):
+    X, y = table
+    make(tmp_path, max_epochs=1).fit(X, np.array(["a", "b", "c"])[y])
+    with pytest.raises(
+        ValueError, match=r"data: classes were \['a', 'b', 'c'\], now \['b', 'c', 'd"
+    ):
+        make(tmp_path, max_epochs=1).fit(X, np.array(["b", "c", "d"])[y])
 
 
 def test_a_damaged_checkpoint_costs_an_epoch(table, tmp_path):
