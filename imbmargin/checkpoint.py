@@ -8,6 +8,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -279,15 +280,19 @@ class CheckpointFolder:
 
     def _remove_old(self, newest: Path) -> None:
         others = [path for path in self._files() if path != newest]
-        for path in others[_KEPT - 1 :]:
-            path.unlink(missing_ok=True)
-        for path in self.folder.glob("epoch-*.part"):
-            path.unlink(missing_ok=True)
+        for path in (*others[_KEPT - 1 :], *self.folder.glob("epoch-*.part")):
+            # What cannot be removed does no harm.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         """Return the checkpoints, the newest first: by time, then by epoch."""
-        found = self.folder.glob("epoch-*.safetensors")
-        return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        found = []
+        for path in self.folder.glob("epoch-*.safetensors"):
+            # Another process that uses the folder may have removed it.
+            with suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime_ns, path.name, path))
+        return [path for *_, path in sorted(found, reverse=True)]
 
     def epochs(self) -> int:
         """Return the completed epochs of the newest checkpoint, by its name, or 0."""

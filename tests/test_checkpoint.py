@@ -69,6 +69,21 @@ def test_the_two_newest_are_kept(tmp_path):
     assert folder.read() == {"epoch": 5}
 
 
+def test_files_that_another_process_removes_are_passed_over(tmp_path, monkeypatch):
+    folder = CheckpointFolder(tmp_path)
+    folder.write(1, {"epoch": 1})
+    glob = type(tmp_path).glob
+
+    def and_gone(path, pattern):
+        return [path / pattern.replace("*", "000009"), *glob(path, pattern)]
+
+    monkeypatch.setattr(type(tmp_path), "glob", and_gone)
+    folder.write(2, {"epoch": 2})
+    folder.write(3, {"epoch": 3})
+    assert folder.read() == {"epoch": 3}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def newest(tmp_path):
     return max(tmp_path.iterdir(), key=lambda path: path.name)
 
