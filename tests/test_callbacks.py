@@ -241,7 +241,7 @@ def test_a_schedule_sets_every_group_and_starts_anew_with_each_training(table):
 
 
 def test_an_unknown_schedule(table):
-    with pytest.raises(ValueError, match=r"lr_schedule must be one of .*'early_step', 'step'"):
+    with pytest.raises(ValueError, match=r"lr_schedule must be one of .*'half_step', 'step'"):
         MaxMarginClassifier(lr_schedule="linear").fit(*table)
 
 
