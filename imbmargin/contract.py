@@ -50,8 +50,8 @@ class ContractClassifier(ParameterClassifier):
         return None if classes is None else len(classes)
 
     @property
-    def classes_(self) -> np.ndarray:
-        """The class labels, sorted: scikit-learn's scorers take the last of two for positive."""
+    def classes_(self) -> np.ndarray:  # noqa: D102 (numpydoc would link to a page of its own)
+        # Sorted: scikit-learn's scorers take the last of two for positive.
         labels = np.unique(super().classes_)
         # skorch's scoring callbacks hold predictions, which they put there as a cache, against the
         # targets of the training's batches, which are encoded.
