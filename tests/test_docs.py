@@ -27,6 +27,7 @@ NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 INTERNAL = {
     *("benchmark", "checkpoint", "contract", "estimator", "parts", "randomness", "resume"),
     *(
+        "description",
         "portable",
         "stored",
         "steps",
