@@ -43,7 +43,7 @@ def cluster():
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         # Workers are forks of one process that has loaded what they need.
         get_mp_context().set_forkserver_preload(["distributed", "imbmargin.benchmark.jobs"])
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
             yield cluster
 
 

@@ -1,5 +1,7 @@
 """The estimator inside scikit-learn's and imbalanced-learn's tools."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import polars
@@ -68,7 +70,10 @@ def test_sample_weight_is_routed(table):
     np.testing.assert_array_equal(found.predict_proba(X), direct.predict_proba(X))
 
 
-@pytest.mark.parametrize("kind", [PriorCorrection, LogitAdjustment, ClassifierRetraining])
+@pytest.mark.parametrize(
+    "kind",
+    [partial(PriorCorrection, trained_prior="uniform"), LogitAdjustment, ClassifierRetraining],
+)
 def test_sample_weight_is_routed_through_what_wraps_a_classifier(table, kind):
     X, y = table
     weight = np.where(np.arange(300) % 2, 0.0, 1.0)

@@ -28,6 +28,7 @@ INTERNAL = {
     *("benchmark", "checkpoint", "contract", "estimator", "parts", "randomness", "resume"),
     *(
         "description",
+        "parameters",
         "portable",
         "stored",
         "steps",
