@@ -161,7 +161,7 @@ class _TwoStage(Wrapper):
     def _transformed(self, X: Any) -> Any:
         """Pass X through what stands before the network in a Pipeline."""
         pipeline = getattr(self.estimator_, "estimator", self.estimator_)
-        return pipeline[:-1].transform(X) if hasattr(pipeline, "steps") else X
+        return pipeline[:-1].transform(X) if len(getattr(pipeline, "steps", ())) > 1 else X
 
     def _sample_weight(self, fit_params: dict[str, Any]) -> Any:
         """Return the weights of the rows, which a Pipeline takes by the name of its last step."""

@@ -112,6 +112,15 @@ def test_around_plain_skorch_nets_and_pipelines(make, rare):
 
 
 @every
+def test_a_pipeline_of_a_network_alone_is_the_network(make, rare):
+    X, y = rare[:2]
+    alone = make(make_pipeline(NETWORK), **SECOND).fit(X, y)
+    np.testing.assert_array_equal(
+        alone.predict_proba(X), make(NETWORK, **SECOND).fit(X, y).predict_proba(X)
+    )
+
+
+@every
 def test_weights_of_rows_are_those_of_both_stages(make, rare):
     X, y = rare[:2]
     weight = np.where(y == "a", 0.01, 1.0)
