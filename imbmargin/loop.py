@@ -38,6 +38,13 @@ class DivergenceError(FloatingPointError):
     """The training loss is no longer a number."""
 
 
+def _largest(optimizer: torch.optim.Optimizer) -> float:
+    """Return the largest absolute value of the weights; NaN if one is NaN."""
+    weights = [weight.detach() for group in optimizer.param_groups for weight in group["params"]]
+    filled = [weight for weight in weights if weight.numel()]
+    return float(torch.nn.utils.get_total_norm(filled, norm_type=math.inf))
+
+
 class _Stopped(BaseException):
     """A signal asked training to stop; skorch would take a KeyboardInterrupt for its end."""
 
@@ -70,7 +77,7 @@ class CheckpointedLoop(StoredClassifier):
         Raises
         ------
         DivergenceError
-            If the training loss of a batch is NaN or infinite.
+            If the training loss of a batch, or a weight after the last one, is NaN or infinite.
         ValueError
             If there is no batch to train on.
         """
@@ -121,16 +128,20 @@ class CheckpointedLoop(StoredClassifier):
                 "an epoch has no batch to train on: with iterator_train__drop_last=True, "
                 f"batch_size={self.batch_size} must not be above the rows of the training part"
             )
-        wrong = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if wrong is None:
-            return
         optimizer = getattr(self, f"{self._optimizers[0]}_")
+        wrong = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if wrong is not None:
+            what = f"the training loss became {losses[wrong]} in batch {wrong + 1} of {len(losses)}"
+        elif _largest(optimizer) < math.inf:
+            return
+        else:
+            # No loss shows what the last step did.
+            what = "the weights are not finite any more after the last batch"
         rates = {group["lr"] for group in optimizer.param_groups}
         kept = f" The last checkpoint in {self.checkpoint_dir} is kept." if self._run else ""
         raise DivergenceError(
-            f"the training loss became {losses[wrong]} in batch {wrong + 1} of {len(losses)} of "
-            f"epoch {len(self.history)}. The likely cause is a learning rate that is too high "
-            f"(lr={', '.join(f'{rate:g}' for rate in rates)}, "
+            f"{what} of epoch {len(self.history)}. The likely cause is a learning rate that is too "
+            f"high (lr={', '.join(f'{rate:g}' for rate in rates)}, "
             f"precision={self.precision!r}): lower lr, or add "
             f"skorch.callbacks.GradientNormClipping to callbacks.{kept}"
         )

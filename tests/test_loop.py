@@ -143,6 +143,34 @@ def test_divergence_names_epoch_and_batch_and_keeps_what_was_there(table):
     assert len(clf.history) == 4
 
 
+class LastGradient(Callback):
+    """Makes a gradient infinite in the last batch of an epoch."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.done_ = 0
+
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        self.done_ += 1
+        if self.done_ == self.batches:
+            net.module_.head.weight.grad[0, 0] = np.inf
+
+
+def test_weights_that_the_last_batch_made_infinite_are_divergence_too(table, tmp_path):
+    X, y = table
+    clf = fit(X, y, loss="cross_entropy")
+    before = clf.predict_proba(X)
+    clf.set_params(callbacks=[LastGradient(3)], checkpoint_dir=tmp_path, batch_size=100)
+    with pytest.raises(
+        DivergenceError, match=r"weights are not finite any more after the last batch of epoch 1\."
+    ):
+        clf.fit(X, y)
+    np.testing.assert_array_equal(clf.predict_proba(X), before)
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
 def test_training_that_goes_on_and_diverges_is_taken_back(table):
     X, y = table
     clf = fit(X, y, loss="cross_entropy", optimizer=torch.optim.SGD, lr=0.1)
