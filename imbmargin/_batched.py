@@ -388,6 +388,7 @@ class _Together(MaxMarginClassifier):
     criterion_: Any
     history_: Any
     nets_: list[MaxMarginClassifier]
+    _checks_weights = False  # one network may diverge, and not the others
     runs_: list[range]
     seeds_: list[int]
     rates_: list[list[float]]
