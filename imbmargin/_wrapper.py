@@ -60,7 +60,8 @@ class Wrapper(MetaEstimatorMixin, LogitClassifier):
     estimator: Any
     estimator_: Any
 
-    def _fit_estimator(self, X: Any, y: Any, fit_params: dict[str, Any]) -> None:
+    def _fit_estimator(self, X: Any, y: Any, fit_params: dict[str, Any]) -> dict[str, Any]:
+        """Fit a copy of the classifier; return the parameters of fit by its own names."""
         if get_config()["enable_metadata_routing"]:
             fit_params = process_routing(self, "fit", **fit_params).estimator.fit
         self.estimator_ = clone(self.estimator).fit(X, y, **fit_params)
@@ -68,6 +69,7 @@ class Wrapper(MetaEstimatorMixin, LogitClassifier):
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(self.estimator_, name):
                 setattr(self, name, getattr(self.estimator_, name))
+        return fit_params
 
     def get_metadata_routing(self) -> MetadataRouter:
         """Return what goes where with metadata routing: all that fit gets, to the classifier."""

@@ -175,13 +175,13 @@ class PriorCorrection(Wrapper):
         -------
         self : PriorCorrection
         """
+        fit_params = self._fit_estimator(X, y, fit_params)
         weights = [name for name in fit_params if name.endswith("sample_weight")]
         if weights and self.trained_prior is None:
             raise ValueError(
                 f"what a classifier learns from with {weights[0]} is not known; pass "
                 "trained_prior, the weighted frequencies of the classes"
             )
-        self._fit_estimator(X, y, fit_params)
         counts = training_counts(None, X, y, self.classes_)
         self.class_prior_ = counts / counts.sum()
         self._log_ratio()

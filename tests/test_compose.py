@@ -72,7 +72,11 @@ def test_sample_weight_is_routed(table):
 
 @pytest.mark.parametrize(
     "kind",
-    [partial(PriorCorrection, trained_prior="uniform"), LogitAdjustment, ClassifierRetraining],
+    [
+        partial(PriorCorrection, trained_prior="uniform"),
+        LogitAdjustment,
+        partial(ClassifierRetraining, random_state=0),
+    ],
 )
 def test_sample_weight_is_routed_through_what_wraps_a_classifier(table, kind):
     X, y = table
@@ -84,8 +88,28 @@ def test_sample_weight_is_routed_through_what_wraps_a_classifier(table, kind):
         found = GridSearchCV(wrapped, {}, cv=2).fit(X, y, row_weight=weight)
         with pytest.raises(TypeError, match="unexpected argument"):
             kind(inner).fit(X, y, group=weight)
-    routed = found.best_estimator_.estimator_
-    np.testing.assert_array_equal(routed.predict_proba(X), direct.estimator_.predict_proba(X))
+    np.testing.assert_array_equal(found.predict_proba(X), direct.predict_proba(X))
+
+
+def test_second_stages_take_weights_that_are_routed_into_a_pipeline(table):
+    X, y = table
+    weight = np.where(np.arange(300) % 2, 0.0, 1.0)
+    pipeline = make_pipeline(StandardScaler(), classifier())
+    named = {"maxmarginclassifier__sample_weight": weight}
+    direct = ClassifierRetraining(pipeline, random_state=0).fit(X, y, **named)
+    with sklearn.config_context(enable_metadata_routing=True):
+        pipeline[-1].set_fit_request(sample_weight="row_weight")
+        pipeline[0].set_fit_request(sample_weight=False)
+        routed = ClassifierRetraining(pipeline, random_state=0).fit(X, y, row_weight=weight)
+    np.testing.assert_array_equal(routed.predict_proba(X), direct.predict_proba(X))
+
+
+def test_a_correction_sees_weights_that_come_by_another_name(table):
+    X, y = table
+    with sklearn.config_context(enable_metadata_routing=True):
+        inner = classifier().set_fit_request(sample_weight="row_weight")
+        with pytest.raises(ValueError, match="with sample_weight is not known; pass trained_prior"):
+            PriorCorrection(inner).fit(X, y, row_weight=np.ones(300))
 
 
 def test_probabilities_have_the_same_bits_with_one_and_two_jobs(table):
