@@ -233,6 +233,9 @@ class CheckpointFolder:
     def __init__(self, folder: Any) -> None:
         self.folder = Path(folder)
 
+    def __str__(self) -> str:
+        return str(self.folder)
+
     def prepare(self) -> None:
         """Make the folder, so that a long run does not find out at its end that there is none.
 

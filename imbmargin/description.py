@@ -19,7 +19,7 @@ from torch import nn
 
 from imbmargin.portable import name_of
 
-__all__ = ["checksum", "describe_value"]
+__all__ = ["checksum", "describe_value", "digest"]
 
 # Their state is where they stand, which is no setting.
 _RANDOM = (np.random.RandomState, np.random.Generator, np.random.BitGenerator, torch.Generator)
@@ -57,7 +57,7 @@ def describe_value(value: Any) -> Any:
     text = _text(described)
     if len(text) <= _LONGEST:
         return described
-    return f"{type(value).__name__} {_digest(text.encode())}"
+    return f"{type(value).__name__} {digest(described)}"
 
 
 def checksum(array: Any) -> str:
@@ -71,6 +71,11 @@ def checksum(array: Any) -> str:
     else:
         kind, raw = array.dtype.str, np.ascontiguousarray(array).tobytes()
     return _digest(f"{kind} {tuple(array.shape)} ".encode() + raw)
+
+
+def digest(description: Any) -> str:
+    """Return twelve letters and digits that stand for a description from `describe_value`."""
+    return _digest(_text(description).encode())
 
 
 def _digest(raw: bytes) -> str:
@@ -148,7 +153,7 @@ class _Walk:
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             if not nn.parameter.is_lazy(tensor):
                 found.append([name, checksum(tensor)])
-        return f"{type(module).__name__} {_digest(_text(found).encode())}"
+        return f"{type(module).__name__} {digest(found)}"
 
     def _object(self, value: Any) -> Any:
         name = name_of(type(value))

@@ -142,8 +142,9 @@ default="auto"
     checkpoint_dir : str or Path, default=None
         Folder in which ``fit`` keeps the state of the run after every epoch. The same fit, in this
         or another process, goes on from there to the same result, bit for bit on the CPU; once it
-        is done, it is read and not trained again. One folder for each run. Ctrl-C and SIGTERM
-        then act after the batch that is running.
+        is done, it is read and not trained again. One folder for each run; ``{run}`` in the path
+        becomes a name of the configuration and the data, so that all runs of a search or a
+        cross-validation have theirs. Ctrl-C and SIGTERM act after the batch that is running.
     device : str, default="auto"
         "auto": CUDA where there is one, else the CPU.
     train_split : float, callable or None, default=None

@@ -19,6 +19,7 @@ from imbmargin.resume import (
     collect_state,
     describe_run,
     differences,
+    name_run,
     restore_state,
 )
 from imbmargin.stored import StoredClassifier
@@ -68,6 +69,7 @@ class CheckpointedLoop(StoredClassifier):
     _stop: StopRequest | None = None
     _checkpoint: dict[str, Any] | None = None
     _run: dict[str, Any] | None = None
+    _folder: CheckpointFolder | None = None
     _texts: list[str]
 
     def run_single_epoch(
@@ -139,7 +141,7 @@ class CheckpointedLoop(StoredClassifier):
             # No loss shows what the last step did.
             what = "the weights are not finite any more after the last batch"
         rates = {group["lr"] for group in optimizer.param_groups}
-        kept = f" The last checkpoint in {self.checkpoint_dir} is kept." if self._run else ""
+        kept = f" The last checkpoint in {self._folder} is kept." if self._run else ""
         raise DivergenceError(
             f"{what} of epoch {len(self.history)}. The likely cause is a learning rate that is too "
             f"high (lr={', '.join(f'{rate:g}' for rate in rates)}, "
@@ -243,20 +245,21 @@ class CheckpointedLoop(StoredClassifier):
             return
         self._texts = []
         self._run = describe_run(self, self._make_dataset(X, y, sample_weight))
+        self._folder = CheckpointFolder(name_run(self.checkpoint_dir, self._run))
         found = self._read_checkpoint()
         changed = [] if found is None else differences(found["run"], self._run)
         if changed:
             raise ValueError(
-                f"checkpoint_dir={str(self.checkpoint_dir)!r} holds a run with another "
-                f"configuration or data ({'; '.join(changed)}); pass another folder, or empty this "
-                "one to start anew"
+                f"checkpoint_dir={str(self._folder)!r} holds a run with another configuration or "
+                f"data ({'; '.join(changed)}); pass another folder, or empty this one to start "
+                "anew; for several runs, as in a search, put {run} into the path"
             )
         self._checkpoint = found
         if found is not None and found["finished"]:
             # Nothing will be added to it.
             self._run = None
         else:
-            CheckpointFolder(self.checkpoint_dir).prepare()
+            self._folder.prepare()
 
     def _draw_seed(self) -> int:
         return super()._draw_seed() if self._checkpoint is None else int(self._checkpoint["seed"])
@@ -300,7 +303,8 @@ class CheckpointedLoop(StoredClassifier):
             self._checkpoint = None
 
     def _read_checkpoint(self) -> Any:
-        return CheckpointFolder(self.checkpoint_dir).read()
+        assert self._folder is not None
+        return self._folder.read()
 
     def _write_checkpoint(self, finished: bool) -> None:
         content = {
@@ -309,7 +313,8 @@ class CheckpointedLoop(StoredClassifier):
             "finished": finished,
             "state": collect_state(self, self._texts),
         }
-        CheckpointFolder(self.checkpoint_dir).write(len(self.history), content)
+        assert self._folder is not None
+        self._folder.write(len(self.history), content)
 
     def _train(self, *args: Any, **kwargs: Any) -> CheckpointedLoop:
         if self.checkpoint_dir is None:
@@ -323,7 +328,7 @@ class CheckpointedLoop(StoredClassifier):
                 stop.deliver()
                 raise KeyboardInterrupt("training was stopped by a signal") from None
             finally:
-                self._stop = self._run = self._checkpoint = None
+                self._stop = self._run = self._folder = self._checkpoint = None
             # It came after the last batch: all is done and written.
             stop.deliver()
         return self

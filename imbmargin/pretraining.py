@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,8 +181,8 @@ class RotationPretrainer(BaseEstimator):
         settings: dict[str, Any] = {"image_shape": net.image_shape}
         if template is net or template.random_state is None:
             settings["random_state"] = net.seed_
-        if net.checkpoint_dir is not None:
-            settings["checkpoint_dir"] = Path(net.checkpoint_dir) / "pretraining"
+        if net._folder is not None:
+            settings["checkpoint_dir"] = net._folder.folder / "pretraining"
         return copy(self)._fit(train, template, settings)
 
     def _fit(self, X: Any, template: Any, settings: dict[str, Any]) -> RotationPretrainer:

@@ -15,7 +15,7 @@ from skorch.history import History
 
 from imbmargin.checkpoint import is_plain
 from imbmargin.data.batches import ArrayDataset, targets_of
-from imbmargin.description import checksum, describe_value
+from imbmargin.description import checksum, describe_value, digest
 from imbmargin.randomness import get_random_states, set_random_states
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "collect_state",
     "describe_run",
     "differences",
+    "name_run",
     "restore_parts",
     "restore_state",
 ]
@@ -85,6 +86,27 @@ def _only_shows(callback: Any) -> bool:
     return isinstance(callback, (EpochTimer, PrintLog, ProgressBar)) or getattr(
         callback, "only_shows", False
     )
+
+
+def name_run(checkpoint_dir: Any, run: dict[str, dict[str, Any]]) -> str:
+    """Return the folder of a run: ``{run}`` in the path becomes a name for its description.
+
+    Parameters
+    ----------
+    checkpoint_dir : str or Path
+        The parameter of the estimator.
+    run : dict of dict
+        From `describe_run`.
+
+    Examples
+    --------
+    >>> from imbmargin.resume import name_run
+    >>> name_run("runs/{run}", {"configuration": {"beta": 1.5}, "data": {"rows": 100}})
+    'runs/f10cca7eefb4'
+    >>> name_run("runs/ldam", {"configuration": {}, "data": {}})
+    'runs/ldam'
+    """
+    return str(checkpoint_dir).replace("{run}", digest(run))
 
 
 def differences(old: Any, new: Any) -> list[str]:

@@ -195,6 +195,14 @@ def test_warm_starts_do_not_begin_again(digits, monkeypatch):
     assert calls == [1]
 
 
+def test_the_folder_of_a_run_holds_its_pretraining(digits, tmp_path):
+    X, y = digits
+    settings = {**SETTINGS, "init_backbone": RotationPretrainer()}
+    MaxMarginClassifier(**settings, checkpoint_dir=tmp_path / "{run}").fit(X, y)
+    (run,) = tmp_path.iterdir()
+    assert (run / "pretraining").is_dir()
+
+
 def test_a_run_that_is_broken_off_in_its_pretraining_goes_on(digits, tmp_path):
     X, y = digits
     settings = {**SETTINGS, "max_epochs": 3}

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, EpochScoring, LRScheduler
 from skorch.dataset import ValidSplit
 from torch.utils.data import TensorDataset
@@ -172,6 +173,48 @@ def test_another_configuration_or_other_data_are_refused_by_name(table, tmp_path
     with pytest.raises(ValueError, match="callbacks was"):
         make(tmp_path, lr=0.01, callbacks=[EarlyStopping()]).fit(X, y)
     assert_equal_nets(clf, make(tmp_path, lr=0.01, verbose=0).fit(X, y))
+
+
+class Epochs(Callback):
+    """Count the epochs of all nets, and break off where `last` of them were begun."""
+
+    begun = 0
+    last = None
+
+    def on_epoch_begin(self, net, **kwargs):
+        if Epochs.begun == Epochs.last:
+            raise RuntimeError("power cut")
+        Epochs.begun += 1
+
+
+def test_a_search_goes_on_where_each_run_has_its_own_folder(table, tmp_path, monkeypatch):
+    X, y = table
+
+    def search(folder):
+        net = make(folder, callbacks=[Epochs()], max_epochs=4)
+        return GridSearchCV(net, {"beta": [1.0, 1.5]}, cv=2, error_score="raise")
+
+    whole = search(None).fit(X, y)
+    monkeypatch.setattr(Epochs, "begun", 0)
+    monkeypatch.setattr(Epochs, "last", 10)
+    with pytest.raises(RuntimeError, match="power cut"):
+        search(tmp_path / "{run}").fit(X, y)
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr(Epochs, "begun", 0)
+    monkeypatch.setattr(Epochs, "last", None)
+    resumed = search(tmp_path / "{run}").fit(X, y)
+    # Of two candidates, two folds and one refit, 4 epochs each, 10 were done.
+    assert Epochs.begun == 10
+    assert len(list(tmp_path.iterdir())) == 5
+    assert resumed.best_params_ == whole.best_params_
+    np.testing.assert_array_equal(
+        resumed.cv_results_["mean_test_score"], whole.cv_results_["mean_test_score"]
+    )
+    assert_equal_nets(resumed.best_estimator_, whole.best_estimator_)
+    # Parameters stay as they were given.
+    assert resumed.best_estimator_.checkpoint_dir == tmp_path / "{run}"
+    with pytest.raises(ValueError, match=r"holds a run with .*put \{run\} into the path"):
+        search(tmp_path / "one").fit(X, y)
 
 
 def test_a_folder_that_cannot_be_is_refused_before_training(table, tmp_path, monkeypatch):
