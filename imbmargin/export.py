@@ -23,6 +23,8 @@ _INPUT = "X"
 _OUTPUTS = ["probability", "logits"]
 # Of more than one row, so that the number of rows is not taken for a constant.
 _EXAMPLE_ROWS = 4
+# Without a bound torch 2.6 does not take the number of rows for free.
+_MOST_ROWS = 2**31 - 1
 
 
 class _Program(nn.Module):
@@ -132,7 +134,7 @@ def _program_of(model: Any) -> _Program:
 
 
 def _rows() -> Any:
-    return ({0: torch.export.Dim("rows")},)
+    return ({0: torch.export.Dim("rows", max=_MOST_ROWS)},)
 
 
 def _torch_content(program: _Program, example: Tensor, classes: str) -> bytes:

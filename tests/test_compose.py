@@ -23,6 +23,7 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.utils.fixes import parse_version
 
 from imbmargin import LongTailedSampler, MaxMarginClassifier
 from imbmargin.posthoc import LogitAdjustment
@@ -150,6 +151,10 @@ def test_long_tailed_sampler_in_a_pipeline(table):
     assert model.predict(X).shape == (300,)
 
 
+@pytest.mark.skipif(
+    parse_version(sklearn.__version__) < parse_version("1.7"),
+    reason="its sigmoid takes no weights of another type than the probabilities",
+)
 def test_calibration(binary_table):
     X, y = binary_table
     model = CalibratedClassifierCV(classifier(), cv=2).fit(X, y, sample_weight=np.ones(300))

@@ -1,6 +1,7 @@
 """Training in two processes on the CPU, against one."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,14 @@ from imbmargin.samplers import BatchParts, ClassSampler
 from tests import launched
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-OPTIONS = [
-    "--num_machines=1",
-    "--mixed_precision=no",
-    "--dynamo_backend=no",
-    "--main_process_port=0",
-]
+OPTIONS = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+
+
+def free_port():
+    """Return a port that nobody uses; older versions of Accelerate do not look for one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def folder(tmp_path_factory):
 def printed(folder):
     """What two processes print in all scenarios."""
     ran = subprocess.run(
-        [*LAUNCH, *OPTIONS, "-m", "tests.launched", str(folder)],
+        [*LAUNCH, *OPTIONS, f"--main_process_port={free_port()}", "-m", "tests.launched", folder],
         cwd=Path(__file__).parent.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

@@ -84,8 +84,10 @@ def shown_ticks(axis):
     if not axis.get_visible() or not axis.get_tick_params().get("labelbottom", True):
         return []
     low, high = sorted(axis.get_view_interval())
-    ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
-    return [label for place, label in ticks if low <= place <= high and label.get_text()]
+    labels = [tick.label1 for tick in axis.get_major_ticks()]
+    ticks = zip(axis.get_majorticklocs(), labels, strict=True)
+    shown = [label for place, label in ticks if low <= place <= high and label.get_visible()]
+    return [label for label in shown if label.get_text()]
 
 
 def text_boxes(ax, renderer):

@@ -326,8 +326,8 @@ def check_weights(
     Raises
     ------
     ValueError
-        If a weight is negative or not finite, or if only one class has any weight and the classes
-        are not known otherwise.
+        If a weight is negative or not finite, if none is above 0, or if only one class has any
+        weight and the classes are not known otherwise.
     """
     weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
     if not classes_known and len(np.unique(target[weight > 0])) < 2:
@@ -335,6 +335,8 @@ def check_weights(
             "sample_weight is above zero for fewer than two classes; "
             "a classifier needs rows of at least two classes"
         )
+    if not weight.any():
+        raise ValueError("sample_weight is 0 for all rows; one must be above 0")
     return weight
 
 
