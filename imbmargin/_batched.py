@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from imbmargin.callbacks import bind_class_weight
 from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.loop import has_finite_weights
 from imbmargin.losses import MaxMarginLDAMLoss, MaxMarginLoss, max_margin_loss
 from imbmargin.randomness import draw_seed, isolated_random_state
 
@@ -380,8 +381,7 @@ class _SeedBatches:
 class _Together(MaxMarginClassifier):
     """A classifier whose network, loss and optimizer are those of several, side by side.
 
-    Data, sampling, epochs and deferral are the estimator's own, so that what it does to one
-    network it does to all.
+    Data, sampling, epochs and deferral are the estimator's own: what one gets, all get.
     """
 
     module_: Any
@@ -449,16 +449,16 @@ class _Together(MaxMarginClassifier):
         self.rates_.append([group["lr"] for group in self.optimizer_.param_groups])
 
     def hand_back(self) -> list[MaxMarginClassifier]:
-        """Give each classifier what is its own, and return those whose loss stayed finite."""
+        """Give each classifier what is its own, and return those that stayed finite."""
         losses = torch.stack(self.criterion_.means).double().cpu()
         finite = []
         for number, run in enumerate(self.runs_):
             for index in run:
                 net, own_losses = self.nets_[index], losses[:, index]
-                if not bool(torch.isfinite(own_losses).all()):
-                    continue
                 first_group = number * len(net.optimizer_.param_groups)
                 self._hand_back_weights(net, index)
+                if not (torch.isfinite(own_losses).all() and has_finite_weights(net.optimizer_)):
+                    continue
                 self._hand_back_rates(net, first_group)
                 self._hand_back_history(net, first_group, own_losses.tolist())
                 finite.append(net)

@@ -24,7 +24,7 @@ from imbmargin.resume import (
 )
 from imbmargin.stored import StoredClassifier
 
-__all__ = ["CheckpointedLoop", "DivergenceError"]
+__all__ = ["CheckpointedLoop", "DivergenceError", "has_finite_weights"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class DivergenceError(FloatingPointError):
     """The training loss is no longer a number."""
 
 
-def _largest(optimizer: torch.optim.Optimizer) -> float:
-    """Return the largest absolute value of the weights; NaN if one is NaN."""
+def has_finite_weights(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether no weight that an optimizer moves is infinite or NaN."""
     weights = [weight.detach() for group in optimizer.param_groups for weight in group["params"]]
     filled = [weight for weight in weights if weight.numel()]
-    return float(torch.nn.utils.get_total_norm(filled, norm_type=math.inf))
+    return math.isfinite(float(torch.nn.utils.get_total_norm(filled, norm_type=math.inf)))
 
 
 class _Stopped(BaseException):
@@ -135,7 +135,7 @@ class CheckpointedLoop(StoredClassifier):
         wrong = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if wrong is not None:
             what = f"the training loss became {losses[wrong]} in batch {wrong + 1} of {len(losses)}"
-        elif not self._checks_weights or _largest(optimizer) < math.inf:
+        elif not self._checks_weights or has_finite_weights(optimizer):
             return
         else:
             # No loss shows what the last step did.

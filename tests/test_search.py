@@ -228,15 +228,17 @@ def test_a_wrong_name_is_an_error(table):
 
 
 @pytest.mark.parametrize(
-    ("grid", "error"),
+    ("grid", "epochs", "error"),
     [
-        ({"delta_neg": [0.4, -1, 0.8]}, "delta_neg must be at least 0"),
-        ({"lr": [0.001, 1e6, 0.01]}, "the training loss became"),
+        ({"delta_neg": [0.4, -1, 0.8]}, 8, "delta_neg must be at least 0"),
+        ({"lr": [0.001, 1e6, 0.01]}, 8, "the training loss became"),
+        ({"lr": [0.001, 1e39, 0.01]}, 1, "the weights are not finite any more"),
     ],
 )
-def test_a_candidate_that_fails_leaves_the_others_alone(grid, error, table):
+def test_a_candidate_that_fails_leaves_the_others_alone(grid, epochs, error, table):
     estimator = classifier(loss="mm" if "delta_neg" in grid else "cross_entropy", **SGD)
-    estimator.set_params(max_epochs=8)
+    # With one epoch of one batch, no loss shows what its step did.
+    estimator.set_params(max_epochs=epochs, batch_size=-1 if epochs == 1 else 128)
     search = {}
     for kind in (GridSearchCV, BatchedGridSearchCV):
         with pytest.warns() as caught:
