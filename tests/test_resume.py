@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, EpochScoring, LRScheduler
@@ -173,6 +174,15 @@ def test_another_configuration_or_other_data_are_refused_by_name(table, tmp_path
     with pytest.raises(ValueError, match="callbacks was"):
         make(tmp_path, lr=0.01, callbacks=[EarlyStopping()]).fit(X, y)
     assert_equal_nets(clf, make(tmp_path, lr=0.01, verbose=0).fit(X, y))
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_array], ids=["array", "sparse"])
+def test_a_single_value_of_many_rows_is_seen(table, tmp_path, form):
+    X, y = np.tile(table[0], (5, 1)), np.tile(table[1], 5)
+    make(tmp_path, max_epochs=1).fit(form(X), y)
+    X[3, 2] += 1e-3
+    with pytest.raises(ValueError, match=r"\(data: inputs were '[^']*', now '[^']*'\);"):
+        make(tmp_path, max_epochs=1).fit(form(X), y)
 
 
 class Epochs(Callback):
