@@ -55,6 +55,7 @@ def describe_run(net: Any, dataset: Any) -> dict[str, dict[str, Any]]:
         for name, value in net.get_params(deep=False).items()
         if name.partition("__")[0] not in _FREE
     }
+    parameters["estimator"] = describe_value(type(net))
     callbacks = net.callbacks if isinstance(net.callbacks, (list, tuple)) else []
     parameters["callbacks"] = [describe_value(cb) for cb in callbacks if not _only_shows(cb)]
     if net.random_state is None or isinstance(net.random_state, (int, np.integer)):

@@ -34,6 +34,10 @@ class Crash(Callback):
             raise RuntimeError("power cut")
 
 
+class Other(MaxMarginClassifier):
+    """It may train in another way, with the same parameters."""
+
+
 @pytest.fixture(autouse=True)
 def _no_crash():
     Crash.epoch = None
@@ -171,6 +175,8 @@ def test_another_configuration_or_other_data_are_refused_by_name(table, tmp_path
         make(tmp_path, lr=0.01).fit(X[1:], y[1:])
     with pytest.raises(ValueError, match=r"data: sample_weight were None, now"):
         make(tmp_path, lr=0.01).fit(X, y, sample_weight=np.ones(300))
+    with pytest.raises(ValueError, match=r"estimator was '.*MaxMarginClassifier', now '.*Other'"):
+        Other(**make(tmp_path, lr=0.01).get_params(deep=False)).fit(X, y)
     with pytest.raises(ValueError, match="callbacks was"):
         make(tmp_path, lr=0.01, callbacks=[EarlyStopping()]).fit(X, y)
     assert_equal_nets(clf, make(tmp_path, lr=0.01, verbose=0).fit(X, y))
