@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ Figure = tuple[Path, str]
 
 # Bars of more methods side by side can no longer be told apart.
 _MOST_BARS = 9
+# So many letters fit over the narrowest panel, and beside the legend of curves.
+_TITLE_LETTERS = 19
 
 _CAPTIONS = {
     "classes": "Rows of each class.",
@@ -194,8 +197,14 @@ def _panels(names: list[str], columns: int, size: tuple[float, float], **kwargs:
         ax.tick_params(labelbottom=True)
     panels = dict(zip(names, axes.flat, strict=False))
     for name, ax in panels.items():
-        ax.set_title(name, loc="right")
+        _set_title(ax, name)
     return figure, panels
+
+
+def _set_title(ax: Any, name: str) -> None:
+    # A name with other arguments is longer than a panel is wide.
+    text = textwrap.fill(name, _TITLE_LETTERS, break_on_hyphens=False, break_long_words=False)
+    ax.set_title(text, loc="right", fontsize="medium")
 
 
 def _draw_curves(group: Group) -> Any:
@@ -206,7 +215,7 @@ def _draw_curves(group: Group) -> Any:
     for name, ax in panels.items():
         record = shown[name]
         TrainingCurvesDisplay(record["history"], record["deferred_epoch"]).plot(ax)
-        ax.set_title(name, loc="right")
+        _set_title(ax, name)
     return figure
 
 

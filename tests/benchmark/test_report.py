@@ -1,9 +1,11 @@
 import csv
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from imbmargin.benchmark.figures import _panels
 from imbmargin.benchmark.report import write_report
 from imbmargin.benchmark.table import as_csv, as_markdown, as_text, group_records
 
@@ -156,3 +158,19 @@ def test_methods_without_epochs(tmp_path, key):
     del records[0][key]
     write_report(records, tmp_path)
     assert (tmp_path / "report.html").stat().st_size > 1000
+
+
+def test_long_names_stay_over_their_panels():
+    names = [f"{name} criterion__scale=10" for name in ("LDAM-DRW", "MM-DRW", "MM-LDAM-DRW")]
+    figure, panels = _panels(names, 4, (2.4, 1.9))
+    figure.canvas.draw()
+    for name, ax in panels.items():
+        method, argument = name.split(" ")
+        (title,) = ax.findobj(lambda part, text=f"{method}\n{argument}": is_text(part, text))
+        assert ax.bbox.x0 <= title.get_window_extent().x0
+        assert title.get_window_extent().x1 <= ax.bbox.x1 + 1
+    plt.close(figure)
+
+
+def is_text(part, text):
+    return hasattr(part, "get_text") and part.get_text() == text
