@@ -200,7 +200,7 @@ def test_rows_of_one_class_with_weights_go_on_with_known_classes(table):
     assert clf.class_counts_.tolist() == [0, 0, 2 * one.sum()]
     with pytest.raises(ValueError, match="sample_weight is above zero for fewer than two classes"):
         clf.fit(X, y, sample_weight=one)
-    with pytest.raises(ValueError, match=r"at least one non-zero|is 0 for all rows"):
+    with pytest.raises(ValueError, match="at least one non-zero"):
         clf.partial_fit(X, y, sample_weight=np.zeros(300))
     clf.set_params(classes=[0, 1, 2]).fit(X, y, sample_weight=one)
     assert (clf.predict(X[one]) == 2).mean() > 0.9

@@ -238,7 +238,7 @@ def test_a_wrong_name_is_an_error(table):
 def test_a_candidate_that_fails_leaves_the_others_alone(grid, epochs, error, table):
     estimator = classifier(loss="mm" if "delta_neg" in grid else "cross_entropy", **SGD)
     # With one epoch of one batch, no loss shows what its step did.
-    estimator.set_params(max_epochs=epochs, batch_size=-1 if epochs == 1 else 128)
+    estimator.set_params(max_epochs=epochs, batch_size=-1 if epochs == 1 else 64)
     search = {}
     for kind in (GridSearchCV, BatchedGridSearchCV):
         with pytest.warns() as caught:

@@ -336,7 +336,8 @@ def check_weights(
             "a classifier needs rows of at least two classes"
         )
     if not weight.any():
-        raise ValueError("sample_weight is 0 for all rows; one must be above 0")
+        # Newer versions of scikit-learn have said so above.
+        raise ValueError("sample_weight must contain at least one non-zero number, got 0 in all")
     return weight
 
 

@@ -4,6 +4,7 @@ import re
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from imbmargin.benchmark.figures import _panels
 from imbmargin.benchmark.report import write_report
@@ -166,11 +167,8 @@ def test_long_names_stay_over_their_panels():
     figure.canvas.draw()
     for name, ax in panels.items():
         method, argument = name.split(" ")
-        (title,) = ax.findobj(lambda part, text=f"{method}\n{argument}": is_text(part, text))
+        texts = ax.findobj(Text)
+        (title,) = [text for text in texts if text.get_text() == f"{method}\n{argument}"]
         assert ax.bbox.x0 <= title.get_window_extent().x0
         assert title.get_window_extent().x1 <= ax.bbox.x1 + 1
     plt.close(figure)
-
-
-def is_text(part, text):
-    return hasattr(part, "get_text") and part.get_text() == text
