@@ -33,6 +33,7 @@ __all__ = [
     "paper_settings",
     "published_error",
     "setting_name",
+    "trained_as",
 ]
 
 # The paper's 200 epochs defer to epoch 160; as a fraction it holds for every length.
@@ -202,6 +203,31 @@ def make_classifier(name: str, *, setting: str | None = None, **overrides: Any) 
     make = CLASSES.get(name, MaxMarginClassifier)
     classifier = make(**{**own, **margins, **overrides})
     return AFTER[name](classifier) if name in AFTER else classifier
+
+
+def trained_as(name: str) -> str:
+    """Return the method whose training a method begins with.
+
+    Parameters
+    ----------
+    name : str
+        A key of `METHODS`.
+
+    Returns
+    -------
+    method : str
+        For those of `AFTER` the method that trains the same network and does nothing after it,
+        otherwise ``name``.
+
+    Examples
+    --------
+    >>> from imbmargin.methods import trained_as
+    >>> trained_as("cRT"), trained_as("BALMS"), trained_as("LDAM-DRW")
+    ('ERM', 'BSCE', 'LDAM-DRW')
+    """
+    plain = (other for other in METHODS if other not in AFTER and other not in CLASSES)
+    same = (other for other in plain if METHODS[other] == METHODS[name])
+    return next(same, name) if name in AFTER else name
 
 
 def paper_margins(setting: str) -> dict[str, float]:

@@ -4,7 +4,15 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from imbmargin import LOSSES, METHODS, make_classifier
-from imbmargin.methods import AFTER, CLASSES, SOURCES, TABLE1, paper_margins, published_error
+from imbmargin.methods import (
+    AFTER,
+    CLASSES,
+    SOURCES,
+    TABLE1,
+    paper_margins,
+    published_error,
+    trained_as,
+)
 
 MARGINS = {
     "cifar10_lt_100": (0.6, 1.5),
@@ -63,6 +71,15 @@ def test_methods_that_go_on_after_training(name, table):
     assert not np.allclose(clf.predict_proba(X), plain.predict_proba(X))
     if hasattr(clf, "net_"):
         assert clf.net_.max_epochs == 4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_is_trained_as(name):
+    other = trained_as(name)
+    assert other not in AFTER
+    assert METHODS[other] == METHODS[name]
+    assert (other == name) == (name not in AFTER)
+    assert CLASSES.get(other) is CLASSES.get(name)
 
 
 def test_a_classifier_gets_a_pretrainer_of_its_own():

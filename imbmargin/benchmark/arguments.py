@@ -49,6 +49,7 @@ _EXAMPLES = """examples:
 
 Each job, a method on a data set with a seed, leaves a file in the folder of the results. A command
 that was stopped goes on where it was, and one with more methods or seeds runs only what is new.
+Methods that do something after the same training share it within a command.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,11 @@ class TestErrors(Callback):
     start : int
         Epochs completed before the first that is looked at.
 
+    Attributes
+    ----------
+    spent_ : float
+        Seconds of the training in this process, once it has ended.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris
@@ -61,6 +67,14 @@ class TestErrors(Callback):
         self.X = X
         self.y = y
         self.start = start
+
+    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
+        """Look at the clock."""
+        self._begun = time.perf_counter()
+
+    def on_train_end(self, net: Any, **kwargs: Any) -> None:
+        """Look at the clock again."""
+        self.spent_ = time.perf_counter() - self._begun
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Predict the test part."""

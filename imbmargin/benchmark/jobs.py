@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -38,8 +38,7 @@ from imbmargin.datasets import (
     load_keel,
     load_table_file,
 )
-from imbmargin.estimator import MaxMarginClassifier
-from imbmargin.methods import AFTER
+from imbmargin.methods import AFTER, METHODS, trained_as
 from imbmargin.metrics import per_class_error, sample_margins
 
 __all__ = ["FOLDS", "KEEL", "DataSpec", "Job", "environment", "load_data", "run_job"]
@@ -187,6 +186,13 @@ class Job:
         return f"{self.data.name} {self.label} seed {self.seed}"
 
     @property
+    def training(self) -> Job:
+        """The job with whose training this one begins: itself, unless something comes after it."""
+        if self.method not in METHODS:
+            return self
+        return replace(self, method=trained_as(self.method))
+
+    @property
     def file_name(self) -> str:
         """Name of the JSON file: readable, and different for different settings or data."""
         settings = asdict(self)
@@ -250,7 +256,8 @@ def run_job(
     shows_epochs : bool, default=False
         Whether a bar shows the epochs of a network.
     checkpoint_dir : Path, default=None
-        Where methods keep the state of their training after every epoch, and go on from.
+        Where methods keep the state of their training after every epoch, and go on from. Jobs
+        with the same `Job.training` may have the same folder.
 
     Returns
     -------
@@ -294,7 +301,8 @@ def _measure(job: Job, shows_epochs: bool, checkpoint_dir: Path | None) -> dict[
         max_epochs=job.epochs,
         random_state=job.seed,
         precision=job.precision,
-        checkpoint_dir=checkpoint_dir,
+        # On tables the network differs between methods that look into it and others.
+        checkpoint_dir=None if checkpoint_dir is None else checkpoint_dir / "{run}",
         **dict(job.arguments),
     )
     _watch(model, job, data, job.title if shows_epochs else None)
@@ -304,6 +312,8 @@ def _measure(job: Job, shows_epochs: bool, checkpoint_dir: Path | None) -> dict[
     logits = model.decision_function(X_test) if _has_epochs(model) else None
     predicted = model.predict(X_test) if logits is None else classes[_largest(logits)]
     seconds = {"fit": fitted - start, "predict": time.perf_counter() - fitted}
+    if job.method in METHODS:
+        seconds["fit"] = _training_seconds(model, seconds["fit"])
     proba = model.predict_proba(X_test) if logits is None else _probability(model, logits)
     record = {
         "images": data.image_shape is not None,
@@ -321,21 +331,32 @@ def _measure(job: Job, shows_epochs: bool, checkpoint_dir: Path | None) -> dict[
     }
     if logits is None:
         return record
-    # Of a job that went on, the epochs before count too; the test part's predictions do not.
-    seconds["fit"] = sum(row["dur"] for row in model.history_)
     margins = sample_margins(logits, np.searchsorted(classes, data.y_test))
     record["margins"] = [_quantiles(margins[data.y_test == label]) for label in classes]
     return {**record, **_training(model, job, len(data.y_train))}
 
 
 def _watch(model: Any, job: Job, data: TrainTest, title: str | None) -> None:
-    if isinstance(model, MaxMarginClassifier):
+    if job.method in METHODS:
         first = resolve_epoch(_DEFERRED, job.epochs, "start")
         X_test = data.X_test.reshape(len(data.X_test), -1)
-        watch(model, title, TestErrors(X_test, data.y_test, first))
-    elif job.method in AFTER:
-        # What its epochs do is not yet the method.
-        watch(model.estimator, title)
+        # The errors of a network to which something is done later serve the jobs that share it.
+        network = model.estimator if job.method in AFTER else model
+        watch(network, title, TestErrors(X_test, data.y_test, first))
+
+
+def _training_seconds(model: Any, passed: float) -> float:
+    """Return the seconds of all epochs, wherever they were run, and of what came after them.
+
+    Of a job that went on, or found its training done, the epochs before count too; the
+    predictions of the test part do not.
+    """
+    network = getattr(model, "estimator_", model)
+    epochs = sum(row["dur"] for row in network.history_)
+    if network is model:
+        return float(epochs)
+    (errors,) = (cb for _, cb in network.callbacks_ if isinstance(cb, TestErrors))
+    return float(epochs + passed - errors.spent_)
 
 
 def _has_epochs(model: Any) -> bool:

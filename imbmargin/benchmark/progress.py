@@ -30,7 +30,7 @@ class Progress:
     Parameters
     ----------
     folders : dict of Job to Path
-        The folder of the checkpoints of each job.
+        The folder of each job, in which each of its trainings has a folder of checkpoints.
     done : iterable of Job
         Those that have a result already.
 
@@ -58,7 +58,7 @@ class Progress:
     def count(self) -> int:
         """Return the epochs that are done."""
         return sum(
-            job.epochs if job in self.done else min(job.epochs, CheckpointFolder(folder).epochs())
+            job.epochs if job in self.done else min(job.epochs, _epochs(folder))
             for job, folder in self.folders.items()
         )
 
@@ -102,3 +102,8 @@ class Progress:
             print(self.bar, file=sys.stderr, flush=True)
         else:
             self.bar.refresh()
+
+
+def _epochs(folder: Path) -> int:
+    """Return the completed epochs of the training that has got furthest."""
+    return max((CheckpointFolder(run).epochs() for run in folder.glob("*/")), default=0)

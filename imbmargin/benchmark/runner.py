@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,8 @@ def run_jobs(
 ) -> list[dict[str, Any]]:
     """Run the jobs that have no result in the folder yet, and return the records of all.
 
-    A job that was broken off goes on from the last epoch that it completed.
+    A job that was broken off goes on from the last epoch that it completed. Jobs with the same
+    training (`Job.training`) do it once.
 
     Parameters
     ----------
@@ -77,12 +79,14 @@ def run_jobs(
     pending = [job for job in jobs if (found[job] or {}).get("status") != "done"]
     checkpoints = out / "checkpoints"
     folders = {job: _checkpoint_folder(job, checkpoints) for job in jobs}
+    waiting = Counter(folders[job] for job in pending)
     with Progress(folders, set(jobs) - set(pending)) as progress:
         for job, record in _run(pending, n_jobs, None if small else checkpoints.absolute(), dask):
             found[job] = {**record, "command": command}
             _write_record(out / job.file_name, found[job])
             progress.finish(job, _describe(job, record))
-            if record["status"] == "done":
+            waiting[folders[job]] -= record["status"] == "done"
+            if not waiting[folders[job]]:
                 shutil.rmtree(folders[job], ignore_errors=True)
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         checkpoints.rmdir()
@@ -108,8 +112,13 @@ def _run(
 def _run_parallel(
     jobs: Sequence[Job], n_jobs: int, checkpoints: Path | None
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
-    parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
-    yield from parallel(delayed(_run_one)(job, checkpoints) for job in jobs)
+    first: dict[Job, Job] = {}
+    for job in jobs:
+        # Without checkpoints each trains for itself.
+        first.setdefault(job if checkpoints is None else job.training, job)
+    for wave in (list(first.values()), [job for job in jobs if job not in first.values()]):
+        parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
+        yield from parallel(delayed(_run_one)(job, checkpoints) for job in wave)
 
 
 @contextmanager
@@ -150,7 +159,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _checkpoint_folder(job: Job, checkpoints: Path) -> Path:
-    return checkpoints / Path(job.file_name).stem
+    return checkpoints / Path(job.training.file_name).stem
 
 
 def _describe(job: Job, record: dict[str, Any]) -> str:

@@ -23,10 +23,10 @@ def test_epochs_are_read_off_the_checkpoints(tmp_path, stream, monkeypatch):
     monkeypatch.setattr(progress, "_SECONDS_IN_A_LOG", 0.01)
     monkeypatch.setattr(sys, "stderr", stream)
     folders = {job: tmp_path / str(job.seed) for job in JOBS}
-    CheckpointFolder(folders[JOBS[1]]).write(4, {})
+    CheckpointFolder(folders[JOBS[1]] / "run").write(4, {})
     with Progress(folders, [JOBS[0]]) as shown:
         assert shown.bar.initial == shown.count() == 14
-        CheckpointFolder(folders[JOBS[1]]).write(7, {})
+        CheckpointFolder(folders[JOBS[1]] / "run").write(7, {})
         deadline = time.monotonic() + 10
         while shown.bar.n < 17 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -50,11 +50,11 @@ def test_a_log_gets_a_line_at_the_end_of_a_short_run(tmp_path, monkeypatch):
 
 def test_a_bar_never_goes_back(tmp_path):
     folders = {JOBS[0]: tmp_path}
-    CheckpointFolder(tmp_path).write(12, {})
+    CheckpointFolder(tmp_path / "run").write(12, {})
     with Progress(folders, []) as shown:
         # Of a folder of another run, with more epochs than this one has.
         assert shown.count() == 10
-        for path in tmp_path.iterdir():
+        for path in tmp_path.glob("run/*"):
             path.unlink()
         shown._update()
         assert shown.bar.n == 10

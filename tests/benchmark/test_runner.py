@@ -1,12 +1,15 @@
 import json
+import time
 
+import numpy as np
 import pytest
+from joblib import parallel_config
 
 from imbmargin.benchmark import epochs, runner
 from imbmargin.benchmark.jobs import DataSpec, Job
 from imbmargin.benchmark.runner import read_record, read_records, run_jobs
 
-IRIS = DataSpec("iris")
+DIGITS, IRIS = DataSpec("digits", imbalance="long_tailed"), DataSpec("iris")
 JOBS = [Job(IRIS, "ERM", seed, epochs=2) for seed in range(2)]
 
 
@@ -92,7 +95,7 @@ def test_a_job_that_was_broken_off_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(epochs.EpochBar, "on_epoch_begin", begin)
     with pytest.raises(SystemExit):
         run_jobs([job], tmp_path / "broken")
-    (folder,) = (tmp_path / "broken" / "checkpoints").iterdir()
+    (folder,) = (tmp_path / "broken" / "checkpoints").glob("*/*")
     assert len(list(folder.iterdir())) == 2
     (resumed,) = run_jobs([job], tmp_path / "broken")
     assert begun == [1, 2, 3, 4, 4, 5, 6]
@@ -100,3 +103,82 @@ def test_a_job_that_was_broken_off_goes_on(tmp_path, monkeypatch):
     (straight,) = run_jobs([job], tmp_path / "straight")
     for key in ("scores", "per_class_error", "history"):
         assert resumed[key] == straight[key]
+
+
+@pytest.fixture
+def epochs_begun(monkeypatch):
+    """Note the title of the job for each epoch that is really run, but for those of the heads."""
+    begun = []
+    monkeypatch.setattr(epochs.EpochBar, "on_epoch_begin", lambda bar, *_, **__: begun.append(bar))
+    return begun
+
+
+SAME = ("scores", "per_class_error", "confusion", "history", "best_epoch", "margins")
+
+
+def parts(record):
+    assert record["status"] == "done", record
+    return {name: record.get(name) for name in SAME}
+
+
+@pytest.mark.parametrize("order", [["ERM", "cRT", "tau-norm"], ["LA-post-hoc", "ERM"]])
+def test_what_comes_after_the_same_training_shares_it(tmp_path, epochs_begun, order):
+    jobs = [Job(DIGITS, method, 0, epochs=2) for method in order]
+    together = run_jobs(jobs, tmp_path / "together")
+    assert len(epochs_begun) == 2
+    names = sorted(path.name for path in (tmp_path / "together").iterdir())
+    assert names == sorted(job.file_name for job in jobs)
+    for job, record in zip(jobs, together, strict=True):
+        (alone,) = run_jobs([job], tmp_path / job.method)
+        assert parts(alone) == parts(record)
+    assert len(epochs_begun) == 2 * (1 + len(order))
+
+
+def test_in_parallel_a_training_is_done_before_others_take_it(tmp_path, monkeypatch):
+    methods = ["LA-post-hoc", "ERM", "cRT", "MM", "MM-LA", "LDAM"]
+    jobs = [Job(DIGITS, method, 0, epochs=2) for method in methods]
+    trained_by = {"ERM": "LA-post-hoc", "cRT": "LA-post-hoc", "MM-LA": "MM"}
+    done = []
+
+    def run_job(job, *args):
+        assert trained_by.get(job.method, "nobody") in [*done, "nobody"]
+        time.sleep(0.05)
+        done.append(job.method)
+        return {}
+
+    monkeypatch.setattr(runner, "run_job", run_job)
+    with parallel_config(backend="threading"):
+        results = list(runner._run_parallel(jobs, 4, tmp_path))
+    assert sorted(job.method for job, _ in results) == sorted(methods) == sorted(done)
+
+
+def test_the_seconds_of_a_shared_training_count_for_each(tmp_path):
+    erm, after = run_jobs([Job(DIGITS, name, 0, 3) for name in ("ERM", "NCM")], tmp_path)
+    assert after["seconds"]["fit"] > erm["seconds"]["fit"] > 0
+
+
+def test_networks_that_differ_do_not_meet(tmp_path, epochs_begun):
+    # On a table ERM is an ensemble, and what looks into the network takes another one.
+    jobs = [Job(IRIS, method, 0, epochs=2) for method in ("ERM", "LA-post-hoc", "cRT", "tau-norm")]
+    assert len({job.training for job in jobs}) == 1
+    assert all(parts(record) for record in run_jobs(jobs, tmp_path))
+    assert len(epochs_begun) == 4
+
+
+def test_a_training_is_kept_until_all_that_share_it_are_done(tmp_path, monkeypatch, epochs_begun):
+    jobs = [Job(DIGITS, method, 0, epochs=2) for method in ("ERM", "NCM")]
+    run_job, failing = runner.run_job, ["NCM"]
+
+    def fail(job, *args):
+        record = run_job(job, *args)
+        return {**record, "status": "failed", "error": "no"} if job.method in failing else record
+
+    monkeypatch.setattr(runner, "run_job", fail)
+    run_jobs(jobs, tmp_path)
+    assert len(list(tmp_path.glob("checkpoints/*/*/*.safetensors"))) == 2
+    failing.clear()
+    records = run_jobs(jobs, tmp_path)
+    assert [record["status"] for record in records] == ["done", "done"]
+    assert len(epochs_begun) == 2
+    assert not (tmp_path / "checkpoints").exists()
+    assert np.isfinite(records[1]["scores"]["balanced_accuracy"])
