@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,11 @@ class _TwoStage(Wrapper):
 def _settings_of(net: Any) -> dict[str, Any]:
     if isinstance(net, MaxMarginClassifier):
         given = net.get_params(deep=False)
-        return {name: given[name] for name in _KEPT}
+        settings = {name: given[name] for name in _KEPT}
+        if net.checkpoint_dir is not None:
+            # Several heads may be trained on one network.
+            settings["checkpoint_dir"] = Path(net.checkpoint_dir) / "second_stage-{run}"
+        return settings
     return {"device": net.device, "batch_size": net.batch_size}
 
 
@@ -252,7 +257,8 @@ class ClassifierRetraining(_TwoStage):
     Notes
     -----
     The second stage trains on all rows, also on those that a ``train_split`` of the first one has
-    set aside: judge it on rows that are in neither.
+    set aside: judge it on rows that are in neither. With ``checkpoint_dir`` in the first one, both
+    go on after an interruption; the second has a folder inside that of the first.
 
     References
     ----------

@@ -163,6 +163,42 @@ def test_a_network_that_goes_on_after_its_head_is_an_error(rare):
         ClassifierRetraining(net).fit(X, y)
 
 
+@every
+@pytest.mark.parametrize("folder", ["first", "{run}"])
+def test_a_second_stage_that_is_killed_goes_on(make, folder, rare, tmp_path, monkeypatch):
+    X, y, X_test, _ = rare
+    network = clone(NETWORK).set_params(max_epochs=2, checkpoint_dir=tmp_path / folder)
+    clf = make(network, max_epochs=4, random_state=0)
+    written, write_checkpoint = [], MaxMarginClassifier._write_checkpoint
+
+    def write(net, finished):
+        write_checkpoint(net, finished)
+        written.append((net.max_epochs, len(net.history)))
+        if written == [(2, 1), (2, 2), (2, 2), (4, 1), (4, 2), (4, 3)]:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(MaxMarginClassifier, "_write_checkpoint", write)
+    with pytest.raises(RuntimeError, match="killed"):
+        clf.fit(X, y)
+    clf.fit(X, y)
+    # The first stage was read, and so were three epochs of the second.
+    assert written[6:] == [(4, 4), (4, 4)]
+    network.set_params(checkpoint_dir=None)
+    whole = make(network, max_epochs=4, random_state=0).fit(X, y)
+    assert np.array_equal(clf.predict_proba(X_test), whole.predict_proba(X_test))
+    assert len(written) == 8
+
+
+def test_several_second_stages_keep_their_states_beside_one_first(rare, tmp_path):
+    X, y, *_ = rare
+    first = clone(NETWORK).set_params(max_epochs=2, checkpoint_dir=tmp_path).fit(X, y)
+    for make in (ClassifierRetraining, LearnableWeightScaling):
+        for lr in (0.1, 0.2):
+            clf = make(FrozenEstimator(first), max_epochs=1, lr=lr, random_state=0).fit(X, y)
+            assert len(clf.net_.history_) == 1
+    assert len(list(tmp_path.glob("second_stage-*/*.safetensors"))) == 4
+
+
 def test_an_unknown_mode_is_an_error_before_training(rare):
     with pytest.raises(ValueError, match=r"batch_norm must be one of \['train', 'eval'\], got 'of"):
         ClassifierRetraining(None, batch_norm="off").fit(*rare[:2])
