@@ -71,6 +71,21 @@ class Wrapper(MetaEstimatorMixin, LogitClassifier):
                 setattr(self, name, getattr(self.estimator_, name))
         return fit_params
 
+    def _pipeline(self) -> Any:
+        """Return the Pipeline that ends with the network, or None."""
+        inner = getattr(self.estimator_, "estimator", self.estimator_)
+        return inner if hasattr(inner, "steps") else None
+
+    def _sample_weight(self, fit_params: dict[str, Any]) -> Any:
+        """Return the weights of the rows, by whatever name a Pipeline has taken them."""
+        pipeline = self._pipeline()
+        if pipeline is None:
+            return fit_params.get("sample_weight")
+        last = pipeline.steps[-1][0]
+        if get_config()["enable_metadata_routing"]:
+            return process_routing(pipeline, "fit", **fit_params)[last].fit.get("sample_weight")
+        return fit_params.get(f"{last}__sample_weight")
+
     def get_metadata_routing(self) -> MetadataRouter:
         """Return what goes where with metadata routing: all that fit gets, to the classifier."""
         fit = MethodMapping().add(caller="fit", callee="fit")

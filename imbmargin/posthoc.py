@@ -18,7 +18,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.model_selection import check_cv
 from sklearn.preprocessing import normalize
 from sklearn.utils import _safe_indexing, column_or_1d, indexable
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from imbmargin._wrapper import (
     LogitClassifier,
@@ -312,7 +312,8 @@ class NearestClassMean(Wrapper):
     estimator_ : classifier
         The fitted one.
     means_ : ndarray of shape (K, features)
-        Mean feature of each class; NaN for a class without rows, which is never predicted.
+        Mean feature of each class; NaN for a class without rows (or with none of a weight above
+        0), which is never predicted.
     classes_ : ndarray of shape (K,)
         The labels.
 
@@ -348,20 +349,26 @@ class NearestClassMean(Wrapper):
         X, y
             Training data, as arrays.
         **fit_params
-            For the classifier's fit.
+            For the classifier's fit; ``sample_weight`` is for the means too.
 
         Returns
         -------
         self : NearestClassMean
         """
-        self._fit_estimator(X, y, fit_params)
+        fit_params = self._fit_estimator(X, y, fit_params)
         features = head_pass(self.estimator_, X)[0]
-        self.center_ = features.mean(axis=0) if self.normalize else np.zeros(features.shape[1])
         codes = encode(column_or_1d(y), self.classes_)
+        weight = self._sample_weight(fit_params)
+        weight = _check_sample_weight(weight, features, dtype=features.dtype)
+        kept = weight > 0
+        features, codes, weight = features[kept], codes[kept], weight[kept]
+        self.center_ = np.zeros(features.shape[1], features.dtype)
+        if self.normalize:
+            self.center_ = np.average(features, axis=0, weights=weight)
         placed = self._place(features)
         self.means_ = np.full((len(self.classes_), features.shape[1]), np.nan, features.dtype)
         for k in np.unique(codes):
-            self.means_[k] = placed[codes == k].mean(axis=0)
+            self.means_[k] = np.average(placed[codes == k], axis=0, weights=weight[codes == k])
         return self
 
     def _place(self, features: NDArray[Any]) -> NDArray[Any]:

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn import get_config
 from sklearn.utils import _safe_indexing, indexable
-from sklearn.utils.metadata_routing import process_routing
 from sklearn.utils.validation import _num_samples, check_is_fitted
 from skorch.utils import is_dataset
 from torch import Tensor, nn
@@ -161,25 +159,10 @@ class _TwoStage(Wrapper):
             **settings,
         )
 
-    def _pipeline(self) -> Any:
-        """Return the Pipeline that ends with the network, or None."""
-        inner = getattr(self.estimator_, "estimator", self.estimator_)
-        return inner if hasattr(inner, "steps") else None
-
     def _transformed(self, X: Any) -> Any:
         """Pass X through what stands before the network in a Pipeline."""
         pipeline = self._pipeline()
         return X if pipeline is None or len(pipeline) == 1 else pipeline[:-1].transform(X)
-
-    def _sample_weight(self, fit_params: dict[str, Any]) -> Any:
-        """Return the weights of the rows, by whatever name a Pipeline has taken them."""
-        pipeline = self._pipeline()
-        if pipeline is None:
-            return fit_params.get("sample_weight")
-        last = pipeline.steps[-1][0]
-        if get_config()["enable_metadata_routing"]:
-            return process_routing(pipeline, "fit", **fit_params)[last].fit.get("sample_weight")
-        return fit_params.get(f"{last}__sample_weight")
 
     def _head_factory(self, net: Any, head: nn.Module) -> Callable[[], nn.Module]:
         raise NotImplementedError

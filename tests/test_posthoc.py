@@ -150,6 +150,28 @@ def test_the_nearest_mean(normalize, rare):
     np.testing.assert_allclose(-clf.decision_function(X_test), distances, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_row_of_weight_2_counts_twice_in_its_mean_and_one_of_0_not(normalize, rare):
+    X, y = rare[:2]
+    weight = np.random.default_rng(0).integers(0, 4, len(y))
+    network = FrozenEstimator(clone(NETWORK).fit(X, y))
+    repeated = np.repeat(np.arange(len(y)), weight)
+    expected = NearestClassMean(network, normalize=normalize).fit(X[repeated], y[repeated])
+    clf = NearestClassMean(network, normalize=normalize).fit(X, y, sample_weight=weight)
+    np.testing.assert_allclose(clf.means_, expected.means_, rtol=1e-4, atol=1e-5)
+    pipeline = FrozenEstimator(make_pipeline(NETWORK).fit(X, y))
+    clf = NearestClassMean(pipeline, normalize=normalize)
+    clf.fit(X, y, maxmarginclassifier__sample_weight=weight)
+    np.testing.assert_allclose(clf.means_, expected.means_, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_of_a_class_of_weight_0_is_never_nearest(rare):
+    X, y = rare[:2]
+    network = FrozenEstimator(clone(NETWORK).fit(X, y))
+    clf = NearestClassMean(network).fit(X, y, sample_weight=(y != "b").astype(float))
+    assert set(clf.predict(X)) == {"a", "c"}
+
+
 @pytest.mark.parametrize("classes", [["c", "none", "a", "b"], ["a", "b", "c", "last"]])
 def test_the_mean_of_a_class_without_rows_is_never_nearest(classes, rare):
     X, y, X_test, y_test = rare
