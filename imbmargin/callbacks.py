@@ -114,7 +114,8 @@ class DeferredLoss(_Deferred):
         """Tell the loss whether its time has come, and how long it will be."""
         # Nobody knows how often partial_fit will be called.
         if hasattr(net.criterion_, "planned_batches") and not self.goes_on_:
-            size = len(dataset_train) if net.batch_size == -1 else net.batch_size
+            size = net.get_params_for("iterator_train").get("batch_size", net.batch_size)
+            size = len(dataset_train) if size == -1 else size
             batches = math.ceil(len(dataset_train) / size)
             net.criterion_.planned_batches = batches * (net.max_epochs - self.start_epoch_)
         if self.start is None:

@@ -392,8 +392,7 @@ default="auto"
         auto = self.optimizer == "auto"
         optimizer = optimizer_defaults(self._layout)[0] if auto else self.optimizer
         self.optimizer_ = optimizer(*args, **kwargs)
-        half = self._autocast_dtype() == torch.float16
-        self.grad_scaler_ = torch.amp.GradScaler() if half else None
+        self._initialize_grad_scaler()
         return self
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:

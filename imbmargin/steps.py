@@ -188,6 +188,15 @@ class BatchSteps(CheckpointedLoop):
         images = self._layout is not None and self._layout.image_shape is not None
         return resolve_precision(self.precision, self.device, images)
 
+    def _initialize_grad_scaler(self) -> None:
+        half = self._autocast_dtype() == torch.float16
+        self.grad_scaler_ = torch.amp.GradScaler() if half else None
+
+    def _renew_parts(self) -> None:
+        if "precision" in self._changed:
+            self._initialize_grad_scaler()
+        super()._renew_parts()
+
     def get_loss(
         self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
     ) -> torch.Tensor:

@@ -222,6 +222,21 @@ def test_predicting_sets_the_mode_of_the_network_once(table, monkeypatch):
     np.testing.assert_array_equal(clf.predict_proba(X), expected)
 
 
+def test_a_precision_that_is_set_later_brings_its_gradient_scaler(table, float16, monkeypatch):
+    # On the CPU float16 is refused.
+    half = {"auto": torch.float16, "float32": None}
+    monkeypatch.setattr("imbmargin.steps.resolve_precision", lambda name, *_: half[name])
+    clf = MaxMarginClassifier(max_epochs=1, random_state=0).fit(*table)
+    assert clf.grad_scaler_ is None
+    clf.set_params(precision="auto").partial_fit(*table)
+    scaler = clf.grad_scaler_
+    assert scaler.get_scale() > 1
+    clf.partial_fit(*table)
+    assert clf.grad_scaler_ is scaler
+    clf.set_params(precision="float32").partial_fit(*table)
+    assert clf.grad_scaler_ is None
+
+
 @pytest.mark.parametrize("kind", [MaxMarginClassifier, BBNClassifier, MetaSamplerClassifier])
 def test_gradients_in_float16_have_their_own_size(kind, table, float16, monkeypatch):
     settings = {"max_epochs": 2, "random_state": 0, "optimizer": torch.optim.SGD, "lr": 0.01}

@@ -127,9 +127,10 @@ def test_the_blend_falls_as_published_in_a_fit_of_any_length(batch, table):
     assert found[0] == found[1]
     assert loss.batches == 30_001
     settings = {"loss": "large_margin_softmax", "loss_epoch": 2, "max_epochs": 6}
-    clf = MaxMarginClassifier(**settings, batch_size=50, random_state=0).fit(*table)
-    assert clf.criterion_.batches == clf.criterion_.planned_batches
-    assert clf.criterion_.batches == 4 * clf.history_[-1, "train_batch_count"]
+    for name in ("iterator_train__batch_size", "batch_size"):
+        clf = MaxMarginClassifier(**settings, **{name: 50}, random_state=0).fit(*table)
+        assert clf.criterion_.batches == clf.criterion_.planned_batches
+        assert clf.criterion_.batches == 4 * clf.history_[-1, "train_batch_count"]
     # Nobody knows how often it will be called.
     clf.partial_fit(*table)
     assert clf.criterion_.batches > clf.criterion_.planned_batches
