@@ -37,8 +37,11 @@ class _Block(nn.Module):
         self.shortcut = nn.Identity() if stride == 1 else _Shortcut(channels - channels_in)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        # In place where no gradient needs what was there: less memory to go through.
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        out += self.shortcut(x)
+        return F.relu(out, inplace=True)
 
 
 class ResNetCIFAR(nn.Module):
@@ -95,7 +98,7 @@ class ResNetCIFAR(nn.Module):
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, 16, 3, padding=1, bias=False),
             nn.BatchNorm2d(16),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         ]
         size = 16
         for channels in (16, 32, 64):
