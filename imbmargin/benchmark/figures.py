@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from imbmargin.benchmark.contenders import NETWORKS
 from imbmargin.benchmark.jobs import MARGIN_QUANTILES
 from imbmargin.benchmark.ranks import cliques
 from imbmargin.benchmark.table import Group
@@ -19,15 +18,16 @@ __all__ = ["draw_critical_difference", "draw_figures"]
 Figure = tuple[Path, str]
 """A file and its caption."""
 
-# Bars of more methods side by side can no longer be told apart.
-_MOST_BARS = 9
+# Bars of more methods side by side can no longer be told apart; then so many are shown.
+_MOST_BARS, _FEW_BARS = 9, 5
 # So many letters fit over the narrowest panel, and beside the legend of curves.
 _TITLE_LETTERS = 19
 
 _CAPTIONS = {
     "classes": "Rows of each class.",
     "errors": "Error of each class after the last epoch, from the most frequent to the rarest; "
-    "mean over the seeds.",
+    "mean over the seeds. Of more than nine methods the first, and the four with the "
+    "lowest errors.",
     "curves": "Training loss of the first seed; the dashed line is where re-weighting begins.",
     "tests": "Test error after each epoch that was looked at, mean over the seeds; the other "
     "methods in grey.",
@@ -171,7 +171,9 @@ def _draw_errors(group: Group) -> Any:
         for name, records in group.by_method.items()
     }
     if len(errors) > _MOST_BARS:
-        errors = {name: errors[name] for name in NETWORKS if name in errors} or errors
+        reference, *others = errors
+        best = sorted(others, key=lambda name: np.nanmean(errors[name]))[: _FEW_BARS - 1]
+        errors = {name: errors[name] for name in errors if name in (reference, *best)}
     counts = np.array(first["class_counts"])
     return PerClassErrorDisplay(errors, counts, first["classes"]).plot().figure_
 

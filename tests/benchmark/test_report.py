@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from imbmargin.benchmark.figures import _panels
+from imbmargin.benchmark.figures import _draw_errors, _panels
 from imbmargin.benchmark.report import write_report
 from imbmargin.benchmark.table import as_csv, as_markdown, as_text, group_records
 
@@ -159,6 +159,18 @@ def test_methods_without_epochs(tmp_path, key):
     del records[0][key]
     write_report(records, tmp_path)
     assert (tmp_path / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("count", [9, 10])
+def test_of_many_methods_the_first_and_the_best_have_bars(count):
+    names = ["ERM", "Focal", "LDAM", "MM", "CB-RS", "CB-RW", "M-DRW", "BSCE", "LA", "VS"][:count]
+    records = [make_record(name, 0, (3 + i) / 20) for i, name in enumerate(names)]
+    [group] = group_records(records)
+    figure = _draw_errors(group)
+    (legend,) = [legend for ax in figure.axes if (legend := ax.get_legend())] or figure.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown == (names if count == 9 else ["ERM", "M-DRW", "BSCE", "LA", "VS"])
+    plt.close(figure)
 
 
 def test_long_names_stay_over_their_panels():
