@@ -1,5 +1,6 @@
 """The pages show what the result files hold."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ def test_every_run_is_done_and_tells_how_it_was_made(folder):
         "digits-hinge",
         "digits-scale",
         "digits-160",
+        "digits-10-seeds",
     ],
 )
 def test_the_tables_of_the_page_are_those_of_the_report(name):
@@ -56,6 +58,22 @@ def test_the_report_is_that_of_the_files():
     [group] = group_records(read_records(RESULTS / "digits" / "jobs"))
     report = (RESULTS / "digits" / "report.md").read_text(encoding="utf-8")
     assert as_markdown(group.rows()) in report
+
+
+def test_the_differences_over_ten_seeds():
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    [group] = group_records(read_records(RESULTS / "digits-10-seeds" / "jobs"))
+    accuracy = {
+        name: {r["job"]["seed"]: 100 * r["scores"]["balanced_accuracy"] for r in records}
+        for name, records in group.by_method.items()
+    }
+    rows = re.findall(r"^\| (.+) \| (.+) \| (.+ ± .+) \| (\d+) of 10 \|$", page, re.MULTILINE)
+    assert len(rows) == 15
+    for method, other, difference, better in rows:
+        found = [accuracy[method][seed] - accuracy[other][seed] for seed in range(10)]
+        error = np.std(found, ddof=1) / np.sqrt(10)
+        assert difference == f"{np.mean(found):+.1f} ± {error:.1f}"
+        assert int(better) == np.sum(np.array(found) > 0)
 
 
 def test_the_ranks_and_scores_of_tables_are_those_of_the_files():
