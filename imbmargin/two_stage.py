@@ -177,7 +177,9 @@ def _settings_of(net: Any) -> dict[str, Any]:
     if isinstance(net, MaxMarginClassifier):
         given = net.get_params(deep=False)
         settings = {name: given[name] for name in _KEPT}
-        if net.checkpoint_dir is not None:
+        shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+        # Processes that have shared the first stage each do the second, and would write the same.
+        if net.checkpoint_dir is not None and not shared:
             # Several heads may be trained on one network.
             settings["checkpoint_dir"] = Path(net.checkpoint_dir) / "second_stage-{run}"
         return settings

@@ -189,6 +189,17 @@ def test_a_second_stage_that_is_killed_goes_on(make, folder, rare, tmp_path, mon
     assert len(written) == 8
 
 
+def test_processes_that_share_a_training_do_not_write_each_other_s_second_stage(
+    rare, tmp_path, monkeypatch
+):
+    X, y, *_ = rare
+    first = clone(NETWORK).set_params(max_epochs=1, checkpoint_dir=tmp_path).fit(X, y)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    clf = ClassifierRetraining(FrozenEstimator(first), max_epochs=1, random_state=0).fit(X, y)
+    assert clf.net_.checkpoint_dir is None
+    assert not list(tmp_path.glob("second_stage-*"))
+
+
 def test_several_second_stages_keep_their_states_beside_one_first(rare, tmp_path):
     X, y, *_ = rare
     first = clone(NETWORK).set_params(max_epochs=2, checkpoint_dir=tmp_path).fit(X, y)
