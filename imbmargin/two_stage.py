@@ -243,7 +243,7 @@ class ClassifierRetraining(_TwoStage):
     -----
     The second stage trains on all rows, also on those that a ``train_split`` of the first one has
     set aside: judge it on rows that are in neither. With ``checkpoint_dir`` in the first one, both
-    go on after an interruption; the second has a folder inside that of the first.
+    go on after an interruption; the second has a folder of its own below it.
 
     References
     ----------

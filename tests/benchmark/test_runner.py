@@ -107,7 +107,7 @@ def test_a_job_that_was_broken_off_goes_on(tmp_path, monkeypatch):
 
 @pytest.fixture
 def epochs_begun(monkeypatch):
-    """Note the title of the job for each epoch that is really run, but for those of the heads."""
+    """Take note of each epoch that is really run, but for those of second stages."""
     begun = []
     monkeypatch.setattr(epochs.EpochBar, "on_epoch_begin", lambda bar, *_, **__: begun.append(bar))
     return begun
