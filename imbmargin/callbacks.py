@@ -16,7 +16,7 @@ from skorch.callbacks import EarlyStopping as SkorchEarlyStopping
 from skorch.callbacks import PrintLog as SkorchPrintLog
 
 from imbmargin._epochs import resolve_epoch, step_epochs
-from imbmargin.data.batches import targets_of
+from imbmargin.data.batches import rows_of_a_batch, targets_of
 from imbmargin.weights import class_counts, class_rates, class_weights
 
 __all__ = [
@@ -114,9 +114,8 @@ class DeferredLoss(_Deferred):
         """Tell the loss whether its time has come, and how long it will be."""
         # Nobody knows how often partial_fit will be called.
         if hasattr(net.criterion_, "planned_batches") and not self.goes_on_:
-            size = net.get_params_for("iterator_train").get("batch_size", net.batch_size)
-            size = len(dataset_train) if size == -1 else size
-            batches = math.ceil(len(dataset_train) / size)
+            rows = len(dataset_train)
+            batches = math.ceil(rows / rows_of_a_batch(net, rows))
             net.criterion_.planned_batches = batches * (net.max_epochs - self.start_epoch_)
         if self.start is None:
             return

@@ -18,7 +18,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.model_selection import check_cv
 from sklearn.preprocessing import normalize
 from sklearn.utils import _safe_indexing, column_or_1d, indexable
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from imbmargin._wrapper import (
     LogitClassifier,
@@ -28,7 +28,7 @@ from imbmargin._wrapper import (
     log_proba,
     training_counts,
 )
-from imbmargin.data.inputs import encode
+from imbmargin.data.inputs import check_weights, encode
 from imbmargin.modules import find_head
 
 __all__ = ["LogitAdjustment", "NearestClassMean", "TauNormalization"]
@@ -359,15 +359,13 @@ class NearestClassMean(Wrapper):
         features = head_pass(self.estimator_, X)[0]
         codes = encode(column_or_1d(y), self.classes_)
         weight = self._sample_weight(fit_params)
-        weight = _check_sample_weight(weight, features, dtype=features.dtype)
-        kept = weight > 0
-        features, codes, weight = features[kept], codes[kept], weight[kept]
+        weight = check_weights(weight, features, codes, classes_known=True).astype(features.dtype)
         self.center_ = np.zeros(features.shape[1], features.dtype)
         if self.normalize:
             self.center_ = np.average(features, axis=0, weights=weight)
         placed = self._place(features)
         self.means_ = np.full((len(self.classes_), features.shape[1]), np.nan, features.dtype)
-        for k in np.unique(codes):
+        for k in np.unique(codes[weight > 0]):
             self.means_[k] = np.average(placed[codes == k], axis=0, weights=weight[codes == k])
         return self
 

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from imbmargin._wrapper import Wrapper, last_step, log_proba, training_counts
 from imbmargin.callbacks import resolve_scheme
+from imbmargin.data.batches import rows_of_a_batch
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.weights import class_rates
 
@@ -57,8 +58,7 @@ def trained_prior(clf: MaxMarginClassifier) -> NDArray[np.float64]:
     prior = rates
     if weight is not None:
         total = int(counts.sum())
-        size: Any = clf.get_params_for("iterator_train").get("batch_size", clf.batch_size)
-        rows = float(total if size == -1 else min(size, total))
+        rows: float = rows_of_a_batch(clf, total)
         if resample is None:
             # Drawn without replacement, its shares vary as those of a larger batch with it.
             rows = rows * (total - 1) / (total - rows) if rows < total else np.inf

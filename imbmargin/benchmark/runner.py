@@ -116,7 +116,8 @@ def _run_parallel(
     for job in jobs:
         # Without checkpoints each trains for itself.
         first.setdefault(job if checkpoints is None else job.training, job)
-    for wave in (list(first.values()), [job for job in jobs if job not in first.values()]):
+    training = set(first.values())
+    for wave in (list(first.values()), [job for job in jobs if job not in training]):
         parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
         yield from parallel(delayed(_run_one)(job, checkpoints) for job in wave)
 

@@ -14,7 +14,7 @@ import torch
 from skorch.dataset import Dataset as SkorchDataset
 from torch.utils.data import Dataset, Subset
 
-__all__ = ["ArrayBatches", "ArrayDataset", "targets_of"]
+__all__ = ["ArrayBatches", "ArrayDataset", "rows_of_a_batch", "targets_of"]
 
 Batch = tuple[Any, Any]
 
@@ -244,6 +244,34 @@ def is_array_dataset(dataset: Any) -> bool:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return isinstance(dataset, ArrayDataset)
+
+
+def rows_of_a_batch(net: Any, rows: int) -> int:
+    """Return the rows of a full training batch of a skorch net.
+
+    Parameters
+    ----------
+    net : skorch net
+        Its ``iterator_train__batch_size`` comes before its ``batch_size``; -1 is all rows.
+    rows : int
+        Rows of the training part.
+
+    Returns
+    -------
+    size : int
+        At most ``rows``.
+
+    Examples
+    --------
+    >>> from imbmargin import MaxMarginClassifier
+    >>> from imbmargin.data.batches import rows_of_a_batch
+    >>> rows_of_a_batch(MaxMarginClassifier(batch_size=32), 100)
+    32
+    >>> rows_of_a_batch(MaxMarginClassifier(batch_size=-1), 100)
+    100
+    """
+    size: int = net.get_params_for("iterator_train").get("batch_size", net.batch_size)
+    return rows if size == -1 else min(size, rows)
 
 
 def targets_of(dataset: Any) -> np.ndarray:
