@@ -232,6 +232,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: Any) -> None:
         self.folder = Path(folder)
+        self._seen: tuple[int, str] | None = None
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -279,6 +280,7 @@ class CheckpointFolder:
                 stacklevel=2,
             )
             return
+        self._seen = self._newest()
         self._remove_old(path)
 
     def _remove_old(self, newest: Path) -> None:
@@ -289,13 +291,24 @@ class CheckpointFolder:
                 path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        """Return the checkpoints, the newest first: by time, then by epoch."""
+        """Return the checkpoints, the newest first."""
+        return [self.folder / name for _, name in self._stamps()]
+
+    def _stamps(self) -> list[tuple[int, str]]:
+        """Return times and names of the checkpoints, the newest first: by time, then by epoch."""
         found = []
         for path in self.folder.glob("epoch-*.safetensors"):
             # Another process that uses the folder may have removed it.
             with suppress(FileNotFoundError):
-                found.append((path.stat().st_mtime_ns, path.name, path))
-        return [path for *_, path in sorted(found, reverse=True)]
+                found.append((path.stat().st_mtime_ns, path.name))
+        return sorted(found, reverse=True)
+
+    def _newest(self) -> tuple[int, str] | None:
+        return next(iter(self._stamps()), None)
+
+    def is_changed(self) -> bool:
+        """Tell whether the newest checkpoint is not the one that was last read or written here."""
+        return self._newest() not in (None, self._seen)
 
     def epochs(self) -> int:
         """Return the completed epochs of the newest checkpoint, by its name, or 0."""
@@ -307,6 +320,7 @@ class CheckpointFolder:
 
         A damaged file is passed over with a warning.
         """
+        self._seen = self._newest()
         for path in self._files():
             try:
                 return _read(path)

@@ -247,6 +247,17 @@ class CheckpointedLoop(StoredClassifier):
         self._run = describe_run(self, self._make_dataset(X, y, sample_weight))
         self._folder = CheckpointFolder(name_run(self.checkpoint_dir, self._run))
         found = self._read_checkpoint()
+        self._check_run(found)
+        self._checkpoint = found
+        if found is not None and found["finished"]:
+            # Nothing will be added to it.
+            self._run = None
+        else:
+            self._folder.prepare()
+
+    def _check_run(self, found: Any) -> None:
+        """Raise an error if a checkpoint is one of another run."""
+        assert self._run is not None
         changed = [] if found is None else differences(found["run"], self._run)
         if changed:
             raise ValueError(
@@ -254,12 +265,6 @@ class CheckpointedLoop(StoredClassifier):
                 f"data ({'; '.join(changed)}); pass another folder, or empty this one to start "
                 "anew; for several runs, as in a search, put {run} into the path"
             )
-        self._checkpoint = found
-        if found is not None and found["finished"]:
-            # Nothing will be added to it.
-            self._run = None
-        else:
-            self._folder.prepare()
 
     def _draw_seed(self) -> int:
         return super()._draw_seed() if self._checkpoint is None else int(self._checkpoint["seed"])
@@ -314,6 +319,9 @@ class CheckpointedLoop(StoredClassifier):
             "state": collect_state(self, self._texts),
         }
         assert self._folder is not None
+        if self._folder.is_changed():
+            # A run that began at the same time: each would remove what the other has written.
+            self._check_run(self._folder.read())
         self._folder.write(len(self.history), content)
 
     def _train(self, *args: Any, **kwargs: Any) -> CheckpointedLoop:

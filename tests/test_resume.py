@@ -182,6 +182,32 @@ def test_another_configuration_or_other_data_are_refused_by_name(table, tmp_path
     assert_equal_nets(clf, make(tmp_path, lr=0.01, verbose=0).fit(X, y))
 
 
+class Meanwhile(Callback):
+    """Train another net when training begins, after the checkpoints have been looked for."""
+
+    only_shows = True
+
+    def __init__(self, net, X, y):
+        self.net, self.X, self.y = net, X, y
+
+    def on_train_begin(self, net, **kwargs):
+        self.net.fit(self.X, self.y)
+
+
+def test_a_run_that_began_at_the_same_time_is_not_overwritten(table, tmp_path):
+    X, y = table
+    first = make(tmp_path, max_epochs=2)
+    second = make(tmp_path, max_epochs=2, beta=1.2, callbacks=[Meanwhile(first, X, y)])
+    with pytest.raises(
+        ValueError, match=r"holds a run with .*\(beta was 1.5, now 1.2\); .*\{run\}"
+    ):
+        second.fit(X, y)
+    assert make(tmp_path, max_epochs=2).fit(X, y).history == first.history
+    # The same run may go on beside itself: what it writes is the same.
+    twin = Meanwhile(make(tmp_path / "twin", max_epochs=2), X, y)
+    assert_equal_nets(first, make(tmp_path / "twin", max_epochs=2, callbacks=[twin]).fit(X, y))
+
+
 @pytest.mark.parametrize("form", [np.asarray, sp.csr_array], ids=["array", "sparse"])
 def test_a_single_value_of_many_rows_is_seen(table, tmp_path, form):
     X, y = np.tile(table[0], (5, 1)), np.tile(table[1], 5)
