@@ -66,7 +66,7 @@ class _Deferred(Callback):
     start: Any
     _name = "start"
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
         """Work out the start in epochs."""
         self.goes_on_ = getattr(net, "open_ended_", False) or len(net.history) > 0
         self.start_epoch_ = resolve_epoch(self.start, net.max_epochs, self._name, self.goes_on_)
@@ -108,9 +108,7 @@ class DeferredLoss(_Deferred):
     def __init__(self, start: Any = None) -> None:
         self.start = start
 
-    def on_epoch_begin(
-        self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
         """Tell the loss whether its time has come, and how long it will be."""
         # Nobody knows how often partial_fit will be called.
         if hasattr(net.criterion_, "planned_batches") and not self.goes_on_:
@@ -184,14 +182,12 @@ class DeferredReweighting(_Deferred):
         self.class_weight = class_weight
         self.beta = beta
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
         """Work out the start; the weights are computed anew from the counts of this training."""
-        super().on_train_begin(net, X, y, **kwargs)
+        super().on_train_begin(net, **kwargs)
         self.is_bound_ = False
 
-    def on_epoch_begin(
-        self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
         """Bind the class counts once, and the weights when their time has come."""
         criterion = net.criterion_
         if getattr(criterion, "class_counts", self) is None:
@@ -260,9 +256,7 @@ class DeferredResampling(_Deferred):
         self.resample = resample
         self.beta = beta
 
-    def on_epoch_begin(
-        self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
         """Set the class rates of the epoch."""
         if self.resample is None or not self._is_on(net):
             return
@@ -349,7 +343,7 @@ class LearningRateSchedule(Callback):
     def __init__(self, schedule: Any = "step") -> None:
         self.schedule = schedule
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
         """Look the schedule up; a training that goes on starts it anew."""
         self.factor_: Schedule | None = self.schedule
         if self.schedule is not None and not callable(self.schedule):

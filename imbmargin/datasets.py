@@ -14,7 +14,6 @@ from sklearn import datasets as embedded
 from sklearn.compose import ColumnTransformer, make_column_selector
 from sklearn.impute import SimpleImputer
 from sklearn.model_selection import StratifiedKFold, train_test_split
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import _safe_indexing
 from sklearn.utils.multiclass import type_of_target
@@ -64,7 +63,8 @@ class TrainTest:
 
     def take(self, rows: NDArray[np.int64]) -> TrainTest:
         """Keep only these rows of the training part."""
-        return replace(self, X_train=self.X_train[rows], y_train=self.y_train[rows])
+        X_train = _safe_indexing(self.X_train, rows)
+        return replace(self, X_train=X_train, y_train=self.y_train[rows])
 
 
 _LOADERS: dict[str, Callable[..., Any]] = {
@@ -194,8 +194,7 @@ def load_table_file(
         raise ValueError(f"columns {dates} of {path} hold dates; turn them into numbers")
     data = _split(Path(path).stem, X, np.array(y.tolist()), test_size, random_state)
     if choose is not None:
-        rows = choose(data.y_train)
-        data = replace(data, X_train=_safe_indexing(data.X_train, rows), y_train=data.y_train[rows])
+        data = data.take(choose(data.y_train))
     numbers = make_column_selector(dtype_include=["number", "bool"])
     words = make_column_selector(dtype_exclude=["number", "bool"])
     return _as_numbers(data, numbers, words)
@@ -467,9 +466,7 @@ def _as_numbers(data: TrainTest, numbers: Any, words: Any) -> TrainTest:
     one_hot = OneHotEncoder(
         handle_unknown="infrequent_if_exist", max_categories=50, sparse_output=False
     )
-    numeric = ColumnTransformer(
-        [("numbers", median, numbers), ("words", make_pipeline(one_hot), words)]
-    )
+    numeric = ColumnTransformer([("numbers", median, numbers), ("words", one_hot, words)])
     X_train = numeric.fit_transform(data.X_train).astype(np.float32)
     X_test = numeric.transform(data.X_test).astype(np.float32)
     return replace(data, X_train=X_train, X_test=X_test)

@@ -472,10 +472,10 @@ default="auto"
                 f"loss={self.loss!r}; pass a name, or a subclass of "
                 "imbmargin.losses.ClassCountLoss"
             )
-        for name, least in (("max_epochs", 1), ("batch_size", 1)):
+        for name in ("max_epochs", "batch_size"):
             value = getattr(self, name)
-            if not isinstance(value, Integral) or (value < least and (name, value) != _ALL_ROWS):
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            if not isinstance(value, Integral) or (value < 1 and (name, value) != _ALL_ROWS):
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if self.callbacks not in (None, "disable") and not isinstance(self.callbacks, list):
             raise ValueError(
                 f"callbacks must be a list of skorch callbacks or None, got {self.callbacks!r}"

@@ -110,11 +110,7 @@ def resolve_loss(loss: Any) -> Any:
             f"loss={loss!r} takes logarithms of probabilities, but networks give logits here; pass "
             "loss='cross_entropy' or torch.nn.CrossEntropyLoss, and a module without softmax"
         )
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ValueError(
-                f"loss must be one of {sorted(LOSSES)} or a Module class, got {loss!r}"
-            )
+    if isinstance(loss, str) and loss in LOSSES:
         return LOSSES[loss]
     if isinstance(loss, nn.Module) or callable(loss):
         return loss
@@ -131,12 +127,7 @@ def resolve_module(module: Any, layout: Layout | None) -> Any:
     """
     if isinstance(module, str) and module == "auto":
         module = "mlp" if layout is None or layout.image_shape is None else "resnet32"
-    if isinstance(module, str):
-        if module not in MODULES:
-            raise ValueError(
-                f"module must be one of {['auto', *sorted(MODULES)]}, a Module class or an "
-                f"instance, got {module!r}"
-            )
+    if isinstance(module, str) and module in MODULES:
         found = MODULES[module]
         images = "in_channels" in inspect.signature(found).parameters
         if images and layout is not None and layout.image_shape is None:

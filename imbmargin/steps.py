@@ -34,7 +34,6 @@ class BatchSteps(CheckpointedLoop):
     ``mixing_``, and calls `_begin_average` where it makes the network.
     """
 
-    precision: str
     augment_: Any
     mixing_: Any
     ema_decay: float | None

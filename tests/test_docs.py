@@ -127,7 +127,7 @@ def test_the_code_of_a_page_runs_and_its_errors_are_those_shown(page, tmp_path, 
 
 def test_code_that_a_test_cannot_run_is_python():
     found = [code for page in PAGES for code, _ in blocks(page, re.escape("{code-block} python"))]
-    assert len(found) == 6
+    assert len(found) == 7
     for code in found:
         ast.parse(code)
 

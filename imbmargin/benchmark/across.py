@@ -169,14 +169,14 @@ class Comparison:
         ]
         return [["method", *METRICS.values(), "seconds"], *body]
 
-    def table_rows(self, metric: str = "balanced_accuracy") -> Rows:
-        """Return a score and the time of fit of each method on each table, a row for each table."""
+    def table_rows(self) -> Rows:
+        """Return balanced accuracy and time of fit of each method, a row for each table."""
         order = self.order()
-        scores = self.scores[metric]
+        scores = self.scores["balanced_accuracy"]
 
         def cell(table: int, method: int) -> str:
             seconds = _seconds(self.seconds[table, method])
-            return f"{_score(metric, scores[table, method])} ({seconds} s)"
+            return f"{_score('balanced_accuracy', scores[table, method])} ({seconds} s)"
 
         body = [[name, *(cell(t, i) for i in order)] for t, name in enumerate(self.names)]
         return [["table", *(self.methods[i] for i in order)], *body]

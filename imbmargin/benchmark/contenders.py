@@ -106,8 +106,13 @@ def _mlp(counts: NDArray[Any], max_epochs: int, random_state: int) -> MaxMarginC
     return MaxMarginClassifier(loss="cross_entropy", **settings)
 
 
-def _boosting(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
-    return HistGradientBoostingClassifier(random_state=random_state)
+def _seeded(kind: Callable[..., Any], **arguments: Any) -> Make:
+    """Return the function that makes a classifier with these arguments, and else its defaults."""
+
+    def make(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
+        return kind(random_state=random_state, **arguments)
+
+    return make
 
 
 def _sampled(sampler: type[Any], model: Make, takes_neighbors: bool = False) -> Make:
@@ -129,14 +134,6 @@ def _logistic_regression(counts: NDArray[Any], max_epochs: int, random_state: in
     return make_pipeline(StandardScaler(), model)
 
 
-def _random_forest(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
-    return RandomForestClassifier(class_weight="balanced", random_state=random_state)
-
-
-def _balanced_boosting(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
-    return HistGradientBoostingClassifier(class_weight="balanced", random_state=random_state)
-
-
 def _lightgbm(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
     try:
         from lightgbm import LGBMClassifier
@@ -145,20 +142,7 @@ def _lightgbm(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
     return LGBMClassifier(class_weight="balanced", n_jobs=1, verbose=-1, random_state=random_state)
 
 
-def _balanced_forest(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
-    return BalancedRandomForestClassifier(
-        sampling_strategy="all", replacement=True, bootstrap=False, random_state=random_state
-    )
-
-
-def _seeded(ensemble: type[Any]) -> Make:
-    """Return the function that makes an ensemble with its own defaults."""
-
-    def make(counts: NDArray[Any], max_epochs: int, random_state: int) -> Any:
-        return ensemble(random_state=random_state)
-
-    return make
-
+_boosting = _seeded(HistGradientBoostingClassifier)
 
 BASELINES: dict[str, Make] = {
     "RandomOverSampler+MLP": _sampled(RandomOverSampler, _mlp),
@@ -169,25 +153,27 @@ BASELINES: dict[str, Make] = {
     "BorderlineSMOTE+HGB": _sampled(BorderlineSMOTE, _boosting, takes_neighbors=True),
     "RandomUnderSampler+HGB": _sampled(RandomUnderSampler, _boosting),
     "LogisticRegression": _logistic_regression,
-    "RandomForest": _random_forest,
-    "HistGradientBoosting": _balanced_boosting,
+    "RandomForest": _seeded(RandomForestClassifier, class_weight="balanced"),
+    "HistGradientBoosting": _seeded(HistGradientBoostingClassifier, class_weight="balanced"),
     "LightGBM": _lightgbm,
-    "BalancedRandomForest": _balanced_forest,
+    "BalancedRandomForest": _seeded(
+        BalancedRandomForestClassifier, sampling_strategy="all", replacement=True, bootstrap=False
+    ),
     "BalancedBagging": _seeded(BalancedBaggingClassifier),
     "EasyEnsemble": _seeded(EasyEnsembleClassifier),
     "RUSBoost": _seeded(RUSBoostClassifier),
 }
 """Name -> function of the class counts, the epochs and the seed.
 
-Those without a sampler weight the classes; HGB is scikit-learn's histogram gradient boosting. All
-have the defaults of their packages beyond that, and one thread.
+LogisticRegression, the forest and the boosting without a sampler weight the classes; the ensembles
+of imbalanced-learn sample for each member. HGB is scikit-learn's histogram gradient boosting.
 """
 
 CONTENDERS = (*METHODS, *BASELINES)
 """What ``imbmargin benchmark --methods`` accepts."""
 
 NETWORKS = ("ERM", "LDAM-DRW", "MM-DRW", "MM-LDAM-DRW")
-"""The methods that are compared unless others are asked for."""
+"""The networks with which both lists of defaults begin."""
 
 DEFAULT_METHODS = (
     *NETWORKS,
@@ -197,6 +183,7 @@ DEFAULT_METHODS = (
     "BalancedRandomForest",
     "EasyEnsemble",
 )
+"""The methods that are compared unless others are asked for."""
 
 
 def check_baselines(methods: Iterable[str]) -> None:

@@ -155,11 +155,8 @@ def _draw_classes(group: Group) -> Any:
     from imbmargin.plotting import ClassDistributionDisplay
 
     first = group.records[0]
-    counts = {name: np.array(first[f"{key}_counts"]) for name, key in _COUNTS.items()}
+    counts = {"training": first["class_counts"], "test": first["test_counts"]}
     return ClassDistributionDisplay(counts, first["classes"]).plot().figure_
-
-
-_COUNTS = {"training": "class", "test": "test"}
 
 
 def _draw_errors(group: Group) -> Any:
@@ -174,8 +171,7 @@ def _draw_errors(group: Group) -> Any:
         reference, *others = errors
         best = sorted(others, key=lambda name: np.nanmean(errors[name]))[: _FEW_BARS - 1]
         errors = {name: errors[name] for name in errors if name in (reference, *best)}
-    counts = np.array(first["class_counts"])
-    return PerClassErrorDisplay(errors, counts, first["classes"]).plot().figure_
+    return PerClassErrorDisplay(errors, first["class_counts"], first["classes"]).plot().figure_
 
 
 def _panels(names: list[str], columns: int, size: tuple[float, float], **kwargs: Any) -> Any:

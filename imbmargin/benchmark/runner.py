@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from imbmargin.benchmark.jobs import Job, run_job
 from imbmargin.benchmark.progress import Progress
+from imbmargin.checkpoint import write_file
 
 __all__ = ["read_record", "read_records", "run_jobs"]
 
@@ -83,7 +83,8 @@ def run_jobs(
     with Progress(folders, set(jobs) - set(pending)) as progress:
         for job, record in _run(pending, n_jobs, None if small else checkpoints.absolute(), dask):
             found[job] = {**record, "command": command}
-            _write_record(out / job.file_name, found[job])
+            text = json.dumps(found[job], indent=1, allow_nan=False)
+            write_file(out / job.file_name, text.encode())
             progress.finish(job, _describe(job, record))
             waiting[folders[job]] -= record["status"] == "done"
             if not waiting[folders[job]]:
@@ -167,13 +168,6 @@ def _describe(job: Job, record: dict[str, Any]) -> str:
     if record["status"] == "failed":
         return f"{job.title} failed"
     return f"{job.title}: balanced accuracy {record['scores']['balanced_accuracy']:.1%}"
-
-
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    # Written beside and renamed, so that a run that is stopped leaves no half of a file.
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(beside, path)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

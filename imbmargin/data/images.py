@@ -6,8 +6,9 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -268,14 +269,22 @@ def read_images(
     return images
 
 
-def _read_header(path: str) -> tuple[str, tuple[int, int]]:
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            mode, size = image.mode, image.size
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+        raise ValueError(
+            f"image {path} cannot be read: {error}; remove the file or repair it"
+        ) from error
+
+
+def _read_header(path: str) -> tuple[str, tuple[int, int]]:
+    with _opened(path) as image:
+        mode, size = image.mode, image.size
     if mode.startswith(_DEEP_MODES):
         raise ValueError(f"image {path} has more than 8 bits (mode {mode}); convert it to 8 bits")
     return mode, size
@@ -284,16 +293,9 @@ def _read_header(path: str) -> tuple[str, tuple[int, int]]:
 def _decode(path: str, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as image:
-            picture: Any = image.convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        picture: Any = image.convert(mode)
     if picture.size != size:
         picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
     pixels = np.asarray(picture)
     return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
-
-
-def _unreadable(path: str, error: Exception) -> ValueError:
-    return ValueError(f"image {path} cannot be read: {error}; remove the file or repair it")

@@ -146,11 +146,12 @@ class ClassCountLoss(nn.Module):
         """Return the class shares for which logits hold that have learned from such shares (K,)."""
         return prior
 
-    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+    def per_sample(self, logits: Tensor, target: Tensor, *_: Any, **context: Any) -> Tensor:
         """Return the loss of each sample, shape (n,), without class weights."""
-        return F.cross_entropy(self.adjust(logits, target), target, reduction="none")
+        adjusted = self.adjust(logits, target, **context)
+        return F.cross_entropy(adjusted, target, reduction="none")
 
-    def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
+    def adjust(self, logits: Tensor, target: Tensor, *_: Any, **context: Any) -> Tensor:
         """Return the logits whose cross-entropy is the loss, shape (n, K), if there are such."""
         raise TypeError(
             f"{type(self).__name__} does not define per_sample(logits, target), or "

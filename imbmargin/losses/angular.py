@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from imbmargin.losses._base import ClassCountLoss, check_number
 
@@ -155,14 +154,7 @@ class LargeMarginSoftmaxLoss(ClassCountLoss):
         # Counted on the device, so that no batch waits; a checkpoint holds it.
         self.register_buffer("batches", torch.zeros((), dtype=torch.float64))
 
-    def per_sample(  # type: ignore[override]
-        self, logits: Tensor, target: Tensor, *, features: Tensor, head_weight: Tensor
-    ) -> Tensor:
-        """Return the loss of each sample, shape (n,)."""
-        adjusted = self.adjust(logits, target, features=features, head_weight=head_weight)
-        return F.cross_entropy(adjusted, target, reduction="none")
-
-    def adjust(  # type: ignore[override]
+    def adjust(
         self, logits: Tensor, target: Tensor, *, features: Tensor, head_weight: Tensor
     ) -> Tensor:
         """Return the logits with the label's moved, shape (n, K)."""

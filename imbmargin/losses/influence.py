@@ -129,9 +129,7 @@ class InfluenceBalancedLoss(ClassCountLoss):
         rarity = 1 / positive_counts(self._need_counts())
         self.factors = self.alpha * len(rarity) * rarity / rarity.sum()
 
-    def per_sample(  # type: ignore[override]
-        self, logits: Tensor, target: Tensor, *, features: Tensor
-    ) -> Tensor:
+    def per_sample(self, logits: Tensor, target: Tensor, *, features: Tensor) -> Tensor:
         """Return the loss of each sample, shape (n,)."""
         if self.by_class:
             self._need_counts()

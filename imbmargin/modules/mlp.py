@@ -106,7 +106,7 @@ class MLP(nn.Module):
 
 
 class TabM(MLP):
-    """`MLP` with eight members and dropout: better on tables, for four to six times the time.
+    """`MLP` with eight members and dropout: better on tables, for four to seven times the time.
 
     Parameters
     ----------

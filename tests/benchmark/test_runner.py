@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from joblib import parallel_config
 
+from imbmargin import checkpoint
 from imbmargin.benchmark import epochs, runner
 from imbmargin.benchmark.jobs import DataSpec, Job
 from imbmargin.benchmark.runner import read_record, read_records, run_jobs
@@ -67,7 +68,7 @@ def test_a_run_that_is_stopped_leaves_whole_files(tmp_path, counted, monkeypatch
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner.os, "replace", stop)
+    monkeypatch.setattr(checkpoint.os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
         run_jobs(JOBS, tmp_path)
     assert [record["job"]["seed"] for record in read_records(tmp_path)] == [0]

@@ -6,9 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from imbmargin import MaxMarginClassifier
-from imbmargin.losses import LOSSES, InfluenceBalancedLoss, LargeMarginSoftmaxLoss
+from imbmargin.losses import (
+    LOSSES,
+    ClassCountLoss,
+    InfluenceBalancedLoss,
+    LargeMarginSoftmaxLoss,
+)
 from imbmargin.metrics import balanced_accuracy
 from tests.reference import losses as naive
 
@@ -156,6 +162,27 @@ class Network(nn.Module):
 
     def forward(self, x):
         return self.last(torch.relu(self.first(x)))
+
+
+class LengthShifted(ClassCountLoss):
+    """A user's cross-entropy whose logits are shifted by the length of the features."""
+
+    needs = ("features",)
+
+    def adjust(self, logits, target, *, features):
+        return logits + features.norm(dim=1, keepdim=True) * torch.arange(logits.shape[1])
+
+
+def test_adjusted_logits_may_need_a_context_with_and_without_weights_of_rows(batch, table):
+    x, w, y = batch
+    loss, weight = LengthShifted(), torch.linspace(0.1, 2, len(y), dtype=torch.float64)
+    losses = F.cross_entropy(loss.adjust(x @ w.T, y, features=x), y, reduction="none")
+    torch.testing.assert_close(loss(x @ w.T, y, features=x), losses.mean())
+    expected = (weight * losses).sum() / weight.sum()
+    torch.testing.assert_close(loss(x @ w.T, y, weight, features=x), expected)
+    X, labels = table
+    clf = MaxMarginClassifier(Network, loss=LengthShifted, max_epochs=1)
+    clf.fit(X, labels, sample_weight=np.linspace(0.1, 2, len(X)))
 
 
 @pytest.mark.parametrize("name", CONTEXT)
