@@ -191,7 +191,10 @@ class _Linear(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *parts: Tensor | None) -> tuple[Tensor, int]:
         def stacked(part: Tensor, dim: int | None) -> Tensor:
             return (
-                part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
+                part.expand(info.batch_size, *part.shape)
+                if dim is None
+                # A single network's rows are contiguous: others are rounded in another way.
+                else part.movedim(dim, 0).contiguous()
             )
 
         pairs = zip(parts, in_dims, strict=True)

@@ -28,6 +28,7 @@ __all__ = [
     "LearningRateSchedule",
     "PrintLog",
     "bind_class_weight",
+    "load_state",
     "resolve_epoch",
 ]
 
@@ -58,6 +59,14 @@ def bind_class_weight(criterion: Any, weight: Any) -> None:
             f"class_weight needs a loss with set_class_weight or a `weight` buffer, "
             f"{type(criterion).__name__} has neither; use a loss of imbmargin.losses"
         )
+
+
+def load_state(part: Any, state: Any) -> None:
+    """Load the state of a part; the class weights of torch's losses may come and go with it."""
+    if "weight" in getattr(part, "_buffers", {}) and not hasattr(part, "set_class_weight"):
+        weight = state.get("weight")
+        part.weight = None if weight is None else torch.empty_like(weight)
+    part.load_state_dict(state)
 
 
 class _Deferred(Callback):
@@ -358,13 +367,17 @@ class LearningRateSchedule(Callback):
     def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
         """Set the rate of each parameter group and record the first one."""
         groups = list(_parameter_groups(net))
-        if self.factor_ is not None:
-            factor = self.factor_(self.epoch_, net.max_epochs)
-            for group in groups:
-                # A rate that is not the one set last was changed by the user: a new start.
-                if group["lr"] != group.get("scheduled_lr"):
-                    group["initial_lr"] = group["lr"]
-                group["lr"] = group["scheduled_lr"] = group["initial_lr"] * factor
+        for group in groups:
+            # A rate that is not the one set last was changed by the user: a new start.
+            is_mine = group["lr"] == group.pop("scheduled_lr", None)
+            if self.factor_ is not None:
+                initial = group["initial_lr"] if is_mine else group["lr"]
+                factor = self.factor_(self.epoch_, net.max_epochs)
+                group["lr"] = group["scheduled_lr"] = initial * factor
+                group["initial_lr"] = initial
+            elif is_mine:
+                # An earlier training had a schedule.
+                group["lr"] = group["initial_lr"]
         net.history.record("event_lr", groups[0]["lr"])
         self.epoch_ += 1
 

@@ -12,11 +12,13 @@ import torch
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils import Tags
 from skorch.callbacks import BatchScoring
+from skorch.dataset import Dataset
 from skorch.exceptions import NotInitializedError
 from skorch.history import History
 from skorch.utils import is_dataset, to_tensor
 from torch.utils.data import Subset
 
+from imbmargin.callbacks import load_state
 from imbmargin.data import inputs
 from imbmargin.data.batches import ArrayDataset
 from imbmargin.parameters import ParameterClassifier
@@ -222,7 +224,7 @@ class ContractClassifier(ParameterClassifier):
         with self._restored_on_error(goes_on):
             self.open_ended_ = method == "partial_fit"
             self._check_parameters()
-            known = goes_on and self._layout is not None
+            known = goes_on and hasattr(self, "class_counts_")
             X, y, weight = self._check_training_data(X, y, sample_weight, classes, not known)
             self._prepare_run(X, y, weight)
             if goes_on:
@@ -249,10 +251,10 @@ class ContractClassifier(ParameterClassifier):
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
-            for name, state in parts.items():
-                getattr(self, name).load_state_dict(state)
             if goes_on:
                 del self.history[epochs:]
+            for name, state in parts.items():
+                load_state(getattr(self, name), state)
             raise
 
     def _part_states(self) -> dict[str, Any]:
@@ -282,6 +284,13 @@ class ContractClassifier(ParameterClassifier):
             # For scoring callbacks that predict anew.
             dataset.y = y
         return dataset
+
+    def _check_validation_part(self, valid: Any) -> Any:
+        """Return a validation part; that of `predefined_split` has labels as y has them."""
+        if type(valid) is not Dataset or valid is not _predefined(self.train_split):
+            return valid
+        X = self._check_array(valid.X, reset=False)
+        return self._make_dataset(X, inputs.check_labels(valid.y, X.shape[0]), None)
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call the callbacks; they see batches of (input, target), without sample weights."""
@@ -415,3 +424,8 @@ class ContractClassifier(ParameterClassifier):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _predefined(train_split: Any) -> Any:
+    """Return the data of skorch's `predefined_split`, None for another split."""
+    return getattr(train_split, "keywords", {}).get("valid_ds")

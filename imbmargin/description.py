@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback
 from torch import nn
 
-from imbmargin.portable import name_of
+from imbmargin.portable import name_of, settings_of
 
 __all__ = ["checksum", "describe_value", "digest"]
 
@@ -132,7 +132,9 @@ class _Walk:
             return {"functools.partial": self([value.func, value.args, value.keywords])}
         if isinstance(value, nn.Module):
             return self._module(getattr(value, "_orig_mod", value))
-        if isinstance(value, (Callback, BaseEstimator)):
+        if isinstance(value, Callback):
+            return {name_of(type(value)): self(settings_of(value))}
+        if isinstance(value, BaseEstimator):
             return {name_of(type(value)): self(value.get_params(deep=False))}
         return self._object(value)
 

@@ -30,6 +30,7 @@ from imbmargin.modules import MODULES, channel_statistics
 from imbmargin.parts import (
     adapt_module,
     check_module,
+    check_row_weights,
     check_sizes,
     default_schedule,
     fused_step,
@@ -41,7 +42,6 @@ from imbmargin.parts import (
     resolve_loss,
     resolve_module,
     resolve_precision,
-    takes_row_weights,
 )
 from imbmargin.randomness import isolated_random_state
 from imbmargin.samplers import ClassSampler
@@ -149,7 +149,7 @@ default="auto"
         "auto": CUDA where there is one, else the CPU.
     train_split : float, callable or None, default=None
         Validation part: a fraction of each class, or a skorch split such as
-        `skorch.helper.predefined_split`. None: all rows train.
+        `skorch.helper.predefined_split`, with labels as those of y. None: all rows train.
     warm_start : bool, default=False
         Whether fit goes on from the weights that are there.
     verbose : int, default=0
@@ -404,6 +404,7 @@ default="auto"
             numeric = isinstance(self.train_split, Real)
             split = StratifiedSplit(self.train_split) if numeric else self.train_split
             train, valid = split(dataset, targets_of(dataset), **fit_params)
+            valid = self._check_validation_part(valid)
         self._bind_training_part(train)
         return train, valid
 
@@ -466,12 +467,8 @@ default="auto"
         resolve_precision(self.precision, self.device)
         loss = resolve_loss(self.loss)
         resolve_module(self.module, None)
-        if make_mixing(self.mixing) is not None and not takes_row_weights(loss):
-            raise ValueError(
-                f"mixing={self.mixing!r} needs a loss that takes weights of rows, got "
-                f"loss={self.loss!r}; pass a name, or a subclass of "
-                "imbmargin.losses.ClassCountLoss"
-            )
+        if make_mixing(self.mixing) is not None:
+            check_row_weights(loss, f"mixing={self.mixing!r}")
         for name in ("max_epochs", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, Integral) or (value < 1 and (name, value) != _ALL_ROWS):

@@ -21,6 +21,7 @@ from imbmargin.modules import MODULES, replace_head
 __all__ = [
     "adapt_module",
     "check_module",
+    "check_row_weights",
     "check_sizes",
     "default_schedule",
     "fused_step",
@@ -33,7 +34,6 @@ __all__ = [
     "resolve_loss",
     "resolve_module",
     "resolve_precision",
-    "takes_row_weights",
 ]
 
 _SIZES = ("num_classes", "in_features", "in_channels")
@@ -273,7 +273,7 @@ def loss_arguments(loss: Any, own: dict[str, Any], module: nn.Module) -> dict[st
 
     The papers' scale belongs to cosine logits; with another head the logits have their own.
     """
-    if not takes_row_weights(loss):
+    if not (isinstance(loss, type) and issubclass(loss, ClassCountLoss)):
         return {}
     accepted = inspect.signature(loss).parameters
     known = dict(own)
@@ -282,9 +282,24 @@ def loss_arguments(loss: Any, own: dict[str, Any], module: nn.Module) -> dict[st
     return {name: value for name, value in known.items() if name in accepted}
 
 
-def takes_row_weights(loss: Any) -> bool:
-    """Tell whether a loss is one of this package, or derived from one."""
-    return isinstance(loss, type) and issubclass(loss, ClassCountLoss)
+def check_row_weights(loss: Any, cause: str) -> None:
+    """Raise an error for a loss that takes no weights of rows, which the cause needs.
+
+    Raises
+    ------
+    ValueError
+        If its ``forward`` does not take logits, targets and weights.
+    """
+    forward = getattr(getattr(loss, "func", loss), "forward", None)
+    if forward is None:
+        return
+    try:
+        inspect.signature(forward).bind(*[None] * (4 if inspect.isfunction(forward) else 3))
+    except TypeError as error:
+        raise ValueError(
+            f"{cause} needs a loss that takes weights of rows, forward(logits, target, weight), "
+            f"got loss={loss!r}; pass a name, or a subclass of imbmargin.losses.ClassCountLoss"
+        ) from error
 
 
 def optimizer_defaults(layout: Layout | None) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

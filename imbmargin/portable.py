@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from skorch import callbacks as skorch_callbacks
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, ParamMapper
 from skorch.dataset import ValidSplit
 from skorch.history import History
+from skorch.utils import freeze_parameter, noop, unfreeze_parameter
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -31,7 +32,7 @@ from imbmargin.data.inputs import Layout
 from imbmargin.data.split import StratifiedSplit
 from imbmargin.modules import mlp, resnet
 
-__all__ = ["Describer", "Restorer", "know", "name_of"]
+__all__ = ["Describer", "Restorer", "know", "name_of", "settings_of"]
 
 _KNOWN: dict[str, Any] = {}
 
@@ -84,6 +85,7 @@ def _know_what_is_here() -> None:
         know(*(thing for thing in _defined_in(module) if isinstance(thing, (type, FunctionType))))
     know(*(getattr(skorch_callbacks, name) for name in _CALLBACKS))
     know(ArrayBatches, ArrayDataset, DataLoader, Layout, StratifiedSplit, ValidSplit, print)
+    know(freeze_parameter, unfreeze_parameter, noop)
 
 
 _know_what_is_here()
@@ -207,11 +209,25 @@ def _state_of(value: Any) -> Any:
         return value._get_portable_state()
     if isinstance(value, nn.Module):
         return _module_state(value)
-    state = dict(vars(value))
-    if isinstance(value, Callback):
-        # What ends so is set when training begins.
-        state = {name: part for name, part in state.items() if not name.endswith("_")}
-    return state
+    if not isinstance(value, Callback):
+        return dict(vars(value))
+    # What ends so is set when training begins.
+    state = {name: part for name, part in vars(value).items() if not name.endswith("_")}
+    return {**state, **settings_of(value)}
+
+
+def settings_of(callback: Callback) -> dict[str, Any]:
+    """Return the parameters of a callback, as they were given."""
+    settings = callback.get_params(deep=False)
+    if isinstance(callback, ParamMapper):
+        # These replace theirs when training begins.
+        if isinstance(callback.at, partial) and callback.at.func == callback._epoch_at:
+            settings["at"] = callback.at.keywords["epoch"]
+        if callback.schedule == callback._default_schedule:
+            settings["schedule"] = None
+        if not isinstance(callback.patterns, (list, tuple)):
+            settings["patterns"] = [callback.patterns]
+    return settings
 
 
 def _module_state(module: nn.Module) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from imbmargin._wrapper import Wrapper, last_step, log_proba, training_counts
 from imbmargin.callbacks import resolve_scheme
 from imbmargin.data.batches import rows_of_a_batch
+from imbmargin.data.mixing import Mixup, make_mixing
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.weights import class_rates
 
@@ -203,7 +204,10 @@ class PriorCorrection(Wrapper):
 
     def _known_prior(self) -> Any:
         last = last_step(self.estimator_)
-        if not getattr(last, "has_known_prior", False):
+        # Mixup's labels have the frequencies of the data on average, those of others may not.
+        mixing = make_mixing(getattr(last, "mixing", None))
+        mixes_evenly = mixing is None or type(mixing) is Mixup
+        if not (getattr(last, "has_known_prior", False) and mixes_evenly):
             raise ValueError(
                 f"what {type(last).__name__} has learned from is not known; pass trained_prior, "
                 "such as 'uniform' for class_weight='balanced', or the frequencies of its data"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 from skorch.callbacks import EpochTimer, PrintLog, ProgressBar
 from skorch.history import History
+from torch import nn
 
+from imbmargin.callbacks import load_state
 from imbmargin.checkpoint import is_plain
 from imbmargin.data.batches import ArrayDataset, targets_of
 from imbmargin.description import checksum, describe_value, digest
@@ -31,6 +34,7 @@ __all__ = [
 
 # They may change between the two halves of a run without changing its result.
 _FREE = {"checkpoint_dir", "device", "verbose", "random_state", "callbacks", "torch_load_kwargs"}
+_SHOWS = ("callbacks__epoch_timer", "callbacks__print_log")
 _ROWS_AT_ONCE = 256
 
 
@@ -53,11 +57,14 @@ def describe_run(net: Any, dataset: Any) -> dict[str, dict[str, Any]]:
     parameters = {
         name: describe_value(value)
         for name, value in net.get_params(deep=False).items()
-        if name.partition("__")[0] not in _FREE
+        if name not in _FREE and not name.startswith(_SHOWS)
     }
     parameters["estimator"] = describe_value(type(net))
-    callbacks = net.callbacks if isinstance(net.callbacks, (list, tuple)) else []
-    parameters["callbacks"] = [describe_value(cb) for cb in callbacks if not _only_shows(cb)]
+    callbacks = net.callbacks or []
+    if callbacks == "disable":
+        parameters["callbacks"] = callbacks
+    else:
+        parameters["callbacks"] = [describe_value(cb) for cb in callbacks if not _only_shows(cb)]
     if net.random_state is None or isinstance(net.random_state, (int, np.integer)):
         parameters["random_state"] = describe_value(net.random_state)
     source = net.init_backbone
@@ -158,6 +165,7 @@ def collect_parts(net: Any) -> dict[str, Any]:
     state = {
         "parts": {name: getattr(net, f"{name}_").state_dict() for name in _part_names(net)},
         "callbacks": {name: _callback_state(callback) for name, callback in net.callbacks_},
+        "frozen": [name for name, weights in _weights(net) if not weights.requires_grad],
     }
     if net.grad_scaler_ is not None:
         state["grad_scaler"] = net.grad_scaler_.state_dict()
@@ -184,12 +192,15 @@ def restore_parts(net: Any, state: dict[str, Any]) -> None:
     for name in _part_names(net):
         # A model that was saved after set_params(ema_decay=...) and before fit has no average yet.
         if name != "average" or name in state["parts"]:
-            getattr(net, f"{name}_").load_state_dict(state["parts"][name])
+            load_state(getattr(net, f"{name}_"), state["parts"][name])
+    # A callback such as Freezer acts in one epoch only, and no state_dict holds what it did.
+    for name, weights in _weights(net):
+        weights.requires_grad_(name not in state["frozen"])
     for name, callback in net.callbacks_:
         for key, value in state["callbacks"].get(name, {}).items():
             if not (isinstance(value, dict) and value.keys() == {"state_dict"}):
                 setattr(callback, key, value)
-            elif hasattr(callback, key):
+            elif getattr(callback, key, None) is not None:
                 # Else it is made when training begins.
                 getattr(callback, key).load_state_dict(value["state_dict"])
     if net.grad_scaler_ is not None and "grad_scaler" in state:
@@ -208,6 +219,13 @@ def _plain(value: Any) -> Any:
 def _part_names(net: Any) -> list[str]:
     parts = [*net._modules, *net._criteria, *net._optimizers]
     return [name for name in parts if hasattr(getattr(net, f"{name}_"), "state_dict")]
+
+
+def _weights(net: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    for name in (*net._modules, *net._criteria):
+        part = getattr(net, f"{name}_")
+        if isinstance(part, nn.Module):
+            yield from part.named_parameters(prefix=name)
 
 
 def _callback_state(callback: Any) -> dict[str, Any]:

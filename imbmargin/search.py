@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from math import ceil
+from pickle import PicklingError
+from types import FunctionType
 from typing import Any
 
 import joblib
@@ -19,10 +22,11 @@ from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples
 from skorch.utils import is_dataset
-from torch import optim
+from torch import Tensor, nn, optim
 
 from imbmargin._batched import NotBatchedError, train_together
 from imbmargin.data.batches import ArrayDataset
+from imbmargin.description import describe_value
 from imbmargin.estimator import MaxMarginClassifier
 
 __all__ = ["BatchedGridSearchCV"]
@@ -250,10 +254,13 @@ def _varies_freely(name: str, is_table: bool) -> bool:
 
 def _identify(value: Any) -> Hashable:
     """Return what tells a parameter's value from others, the same for a copy of it."""
-    try:
-        hash(value)
-    except TypeError:
-        return joblib.hash(value)
+    if isinstance(value, (Tensor, nn.Module)):
+        # Pickles of equal tensors differ.
+        return str(describe_value(value))
+    by_identity = type(value).__eq__ is object.__eq__ and not isinstance(value, FunctionType)
+    if by_identity or not isinstance(value, Hashable):
+        with suppress(PicklingError, TypeError, AttributeError):
+            return joblib.hash(value)
     # 1 and 1.0 are equal, but not as a number of epochs.
     return type(value), value
 

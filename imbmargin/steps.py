@@ -14,7 +14,7 @@ from torch import Tensor
 from imbmargin.loop import CheckpointedLoop
 from imbmargin.modules import WeightAverage, find_head, watch_input
 from imbmargin.modules.members import MemberHeads, rows_per_target
-from imbmargin.parts import resolve_precision
+from imbmargin.parts import check_row_weights, resolve_loss, resolve_precision
 
 __all__ = ["BatchSteps"]
 
@@ -30,10 +30,11 @@ class _TwoLabels:
 class BatchSteps(CheckpointedLoop):
     """The steps of a batch, from the rows to the loss.
 
-    A subclass brings the constructor (with ``precision`` and ``ema_decay``), sets ``augment_`` and
-    ``mixing_``, and calls `_begin_average` where it makes the network.
+    A subclass brings the constructor (with ``loss``, ``precision`` and ``ema_decay``), sets
+    ``augment_`` and ``mixing_``, and calls `_begin_average` where it makes the network.
     """
 
+    loss: Any
     augment_: Any
     mixing_: Any
     ema_decay: float | None
@@ -137,6 +138,13 @@ class BatchSteps(CheckpointedLoop):
                 cb_kwargs["y_pred"] = head.together(logits.detach())
         super().notify(method_name, **cb_kwargs)
 
+    def _check_training_data(
+        self, X: Any, y: Any, sample_weight: Any, classes: Any, reset: bool
+    ) -> tuple[Any, Any, Any]:
+        if sample_weight is not None:
+            check_row_weights(resolve_loss(self.loss), "sample_weight")
+        return super()._check_training_data(X, y, sample_weight, classes, reset)
+
     def _mixed(self, batch: Any) -> Any:
         x, (target, weight) = self._to_module(batch[0]), self._target_and_weight(batch[1])
         counts = torch.as_tensor(self.class_counts_, device=target.device)
@@ -211,6 +219,6 @@ class BatchSteps(CheckpointedLoop):
             both = self._repeated(y_true.target, y_true.weight)
             return self.criterion_(logits, *both, **context)
         target, weight = self._repeated(*self._target_and_weight(y_true))
-        # A loss of the user's own, or of torch, takes no weights of rows.
+        # Some losses, such as torch's, take none.
         weights = () if weight is None else (weight,)
         return self.criterion_(y_pred, target, *weights, **context)

@@ -313,3 +313,11 @@ def test_schedule_on_a_plain_net(table):
     )
     net.fit(X, y.astype(np.int64))
     assert net.history[:, "event_lr"][-1] < net.history[:, "event_lr"][0]
+
+
+def test_a_training_without_a_schedule_has_the_rate_before_that_of_an_earlier_one(table):
+    clf = MaxMarginClassifier(max_epochs=3, lr=0.01, lr_schedule="cosine", random_state=0)
+    clf.partial_fit(*table).set_params(lr_schedule=None).partial_fit(*table)
+    rates = clf.history[:, "event_lr"]
+    assert rates[2] < 0.005
+    assert rates[3:] == [0.01] * 3

@@ -10,6 +10,8 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.metrics import get_scorer
 from skorch.callbacks import BatchScoring, EpochScoring
+from skorch.dataset import Dataset as SkorchDataset
+from skorch.helper import predefined_split
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler, TensorDataset, WeightedRandomSampler
 
@@ -17,6 +19,7 @@ from imbmargin import MaxMarginClassifier
 from imbmargin.callbacks import EarlyStopping
 from imbmargin.data.batches import ArrayDataset
 from imbmargin.losses import FocalLoss, LDAMLoss
+from imbmargin.metrics import balanced_accuracy
 from imbmargin.samplers import ClassSampler
 
 
@@ -277,3 +280,53 @@ def test_what_initialize_needs_before_fit_is_named():
         MaxMarginClassifier().initialize()
     sizes = {"module__num_classes": 3, "module__in_features": 8}
     assert MaxMarginClassifier(**sizes).initialize().initialized_
+
+
+class Masked(Dataset):
+    """Rows that are dicts, as networks with several inputs take them."""
+
+    def __init__(self, X, y):
+        self.X, self.y = torch.from_numpy(X), y
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, i):
+        return {"x": self.X[i], "mask": torch.ones_like(self.X[i])}, int(self.y[i])
+
+
+class TwoInputs(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x, mask):
+        return self.head(x * mask)
+
+
+@pytest.mark.parametrize("goes_on", ["partial_fit", "warm_start"])
+def test_classes_of_rows_that_are_dicts_stay_when_training_goes_on(table, goes_on):
+    X, y = table
+    data, few = Masked(X, y), Masked(X[y < 2], y[y < 2])
+    clf = MaxMarginClassifier(TwoInputs, max_epochs=1, random_state=0, warm_start=True)
+    getattr(clf, "fit" if goes_on == "warm_start" else "partial_fit")(data)
+    getattr(clf, "fit" if goes_on == "warm_start" else "partial_fit")(few)
+    assert clf.classes_.tolist() == [0, 1, 2]
+    assert clf.predict_proba(few).shape == (len(few), 3)
+    # A fit that begins anew has new classes.
+    assert clf.set_params(warm_start=False).fit(few).classes_.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("names", [np.array([1, 2, 4]), np.array(["a", "b", "c"])])
+def test_the_labels_of_a_predefined_split_are_those_of_y(table, names):
+    X, y = table
+    X = X.astype(np.float64)
+    labels, part = names[y], slice(0, 90)
+    split = predefined_split(SkorchDataset(X[part], labels[part]))
+    clf = fit(X, labels, train_split=split, max_epochs=8)
+    found = clf.history[-1]["valid_balanced_accuracy"]
+    assert found == pytest.approx(balanced_accuracy(labels[part], clf.predict(X[part])))
+    assert found > 0.6
+    assert clf.history[-1]["valid_loss"] < 4
+    with pytest.raises(ValueError, match="9"):
+        fit(X, labels, train_split=predefined_split(SkorchDataset(X[:4], np.array([9, 9, 1, 2]))))

@@ -202,3 +202,12 @@ def test_wrong_priors(wrong, table):
         PriorCorrection(LogisticRegression(), trained_prior=wrong).fit(X, y)
     with pytest.raises(ValueError, match=f"prior {word}"):
         PriorCorrection(LogisticRegression(), wrong, trained_prior="uniform").fit(X, y)
+
+
+def test_remix_gives_the_rare_classes_more_than_their_share(binary_table):
+    network = MaxMarginClassifier(loss="cross_entropy", max_epochs=1, random_state=0)
+    PriorCorrection(clone(network).set_params(mixing="mixup")).fit(*binary_table)
+    network.set_params(mixing="remix")
+    with pytest.raises(ValueError, match="has learned from is not known; pass trained_prior"):
+        PriorCorrection(network).fit(*binary_table)
+    PriorCorrection(network, trained_prior=[0.8, 0.2]).fit(*binary_table)

@@ -1,5 +1,7 @@
 """What the batched grid search trains one at a time, and the warning that says why."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import sklearn
@@ -11,9 +13,10 @@ from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import GradientNormClipping
 from torch import nn
 
-from imbmargin import BatchedGridSearchCV
+from imbmargin import BatchedGridSearchCV, search
 from imbmargin.callbacks import EarlyStopping
 from imbmargin.data.batches import ArrayDataset
+from imbmargin.losses import FocalLoss, LDAMLoss
 from tests.searching import MARGINS, assert_same_results, classifier
 
 
@@ -137,3 +140,41 @@ def test_fit_parameters_and_routing_warn(table):
         pytest.raises(ValueError, match="All the 8 fits failed"),
     ):
         search.fit(*table, other=1)
+
+
+def constant(epoch, max_epochs, rate=1.0):
+    return rate
+
+
+# Name -> grid, and how many candidates are trained together in each fold.
+OBJECTS = {
+    "losses": ({"loss": [FocalLoss(), LDAMLoss(), "mm"]}, [2, 2, 2]),
+    "tensors": (
+        {
+            "loss": [nn.CrossEntropyLoss],
+            "criterion__weight": [torch.ones(3), torch.tensor([1.0, 2.0, 9.0]), None],
+        },
+        [6],
+    ),
+    "schedules": ({"lr_schedule": [partial(constant, rate=0.5), constant]}, [2, 2]),
+    "modules": ({"module": [nn.Linear(8, 3), nn.Linear(8, 3)]}, [2, 2]),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_objects_as_values_are_told_apart_and_not_trained_twice(name, table, monkeypatch):
+    grid, together = OBJECTS[name]
+    grid = {**grid, "lr": [1e-3, 1e-2]}
+    plain = GridSearchCV(classifier(module="auto"), grid, cv=2).fit(*table)
+    trainings, train = [], search.train_together
+
+    def counted(nets, *args, **kwargs):
+        trainings.append(len(nets))
+        return train(nets, *args, **kwargs)
+
+    monkeypatch.setattr(search, "train_together", counted)
+    batched = BatchedGridSearchCV(classifier(module="auto"), grid, cv=2).fit(*table)
+    np.testing.assert_allclose(
+        batched.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"], atol=0.01
+    )
+    assert trainings == together * 2

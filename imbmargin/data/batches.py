@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 from skorch.dataset import Dataset as SkorchDataset
 from torch.utils.data import Dataset, Subset
 
@@ -313,7 +314,8 @@ def targets_of(dataset: Any) -> np.ndarray:
     for found in candidates:
         # An attribute of this name may hold something else, such as the names of the classes.
         if hasattr(found, "__len__") and len(found) == len(dataset):
-            return np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
+            stored = np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
+            return _transformed(dataset, stored)
     try:
         rows = (dataset[i] for i in range(len(dataset)))
         return np.array([int(target) for _, target in map(_as_pair, rows)])
@@ -322,6 +324,20 @@ def targets_of(dataset: Any) -> np.ndarray:
             "X must be a torch Dataset with a length whose rows are (input, target) pairs, got "
             f"{type(dataset).__name__}; give it an attribute `targets` with all labels"
         ) from error
+
+
+def _transformed(dataset: Any, stored: NDArray[Any]) -> NDArray[Any]:
+    """Return the targets of the rows; torchvision's datasets store them before a transform."""
+    transform = getattr(dataset, "target_transform", None)
+    if not callable(transform):
+        return stored
+    found = np.array([int(transform(target)) for target in stored.tolist()])
+    changed = np.flatnonzero(found != stored)
+    if not len(changed):
+        return stored
+    # A row tells whether a dataset of the user's own stores them transformed.
+    row = int(changed[0])
+    return found if int(_as_pair(dataset[row])[1]) == found[row] else stored
 
 
 def _as_pair(row: Any) -> Batch:

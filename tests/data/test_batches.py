@@ -181,3 +181,23 @@ def test_batches_reach_a_cuda_device(monkeypatch, fits):
         np.testing.assert_array_equal(x[:, 0].cpu(), 4 * target.cpu())
         rows += target.tolist()
     assert sorted(rows) == list(range(10))
+
+
+class Stored(TensorDataset):
+    """Targets that are stored before their transform, as torchvision's, or after it."""
+
+    def __init__(self, targets, target_transform, stores_transformed=False):
+        super().__init__(torch.zeros(len(targets), 2))
+        self.raw, self.target_transform = targets, target_transform
+        self.targets = [target_transform(t) for t in targets] if stores_transformed else targets
+
+    def __getitem__(self, i):
+        return super().__getitem__(i)[0], self.target_transform(self.raw[i])
+
+
+@pytest.mark.parametrize("stores_transformed", [False, True])
+@pytest.mark.parametrize("transform", [lambda t: int(t == 0), lambda t: 2 - t, lambda t: t])
+def test_targets_are_those_of_the_rows_if_a_dataset_transforms_them(transform, stores_transformed):
+    data = Stored([2, 0, 1, 0, 2], transform, stores_transformed)
+    assert targets_of(data).tolist() == [target for _, target in data]
+    assert targets_of(Subset(data, [1, 2])).tolist() == [data[1][1], data[2][1]]
