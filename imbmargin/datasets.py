@@ -67,6 +67,9 @@ class TrainTest:
         return replace(self, X_train=X_train, y_train=self.y_train[rows])
 
 
+# Of what pandas finds in columns of any type.
+_DATES = {"date", "datetime", "datetime64", "time", "timedelta", "timedelta64", "period"}
+
 _LOADERS: dict[str, Callable[..., Any]] = {
     "digits": embedded.load_digits,
     "breast_cancer": embedded.load_breast_cancer,
@@ -176,7 +179,7 @@ def load_table_file(
     ((14, 3), ['no', 'yes'])
     """
     frame = _read_frame(Path(path))
-    columns = [str(column) for column in frame.columns]
+    frame.columns = columns = [str(column) for column in frame.columns]
     if target not in columns:
         raise ValueError(
             f"target={target!r} is not a column of {path}; pass one of {columns[:50]} as target"
@@ -189,9 +192,7 @@ def load_table_file(
         )
     if X.shape[1] == 0:
         raise ValueError(f"{path} has no columns besides the target {target!r}; add features")
-    dates = list(X.select_dtypes(include=["datetime", "datetimetz", "timedelta"]).columns)
-    if dates:
-        raise ValueError(f"columns {dates} of {path} hold dates; turn them into numbers")
+    X = _plain_columns(X, path)
     data = _split(Path(path).stem, X, np.array(y.tolist()), test_size, random_state)
     if choose is not None:
         data = data.take(choose(data.y_train))
@@ -458,6 +459,29 @@ def _read_frame(path: Path) -> Any:
         raise ValueError(
             f"{path} cannot be read as a table: {error}; pass a .csv or .parquet file"
         ) from error
+
+
+def _plain_columns(X: Any, path: Any) -> Any:
+    """Return a frame whose columns are numbers, or words with NaN where they are missing."""
+    from pandas.api.types import infer_dtype
+
+    plain = X.copy(deep=False)
+    kinds = {name: infer_dtype(column, skipna=True) for name, column in X.items()}
+    dates = [name for name, kind in kinds.items() if kind in _DATES]
+    if dates:
+        raise ValueError(f"columns {dates} of {path} hold dates; turn them into numbers")
+    for name, kind in kinds.items():
+        if kind == "decimal":
+            plain[name] = X[name].astype(float)
+        elif kind in ("string", "mixed", "mixed-integer", "empty", "bytes"):
+            known = X[name].dropna()
+            if kind == "bytes" or not all(map(np.isscalar, known)):
+                raise ValueError(
+                    f"column {name!r} of {path} holds values such as {known.iloc[0]!r}, which are "
+                    "neither numbers nor words; turn them into one of the two, or leave it out"
+                )
+            plain[name] = known.astype(str).astype(object).reindex(X.index)
+    return plain
 
 
 def _as_numbers(data: TrainTest, numbers: Any, words: Any) -> TrainTest:

@@ -109,8 +109,14 @@ class _TauAdjusted(Wrapper):
             fitted = clone(self.estimator).fit(X_train, y[train])
             by_class = self._class_values(fitted, X_train, y[train])
             base = self._base(fitted, X_valid)
-            moved = (_FixedLogits(self.classes_, self._move(base, by_class, tau)) for tau in taus)
-            rows.append([score(fixed, X_valid, y[valid]) for fixed in moved])
+            # A rare class may have no row in the training part of a fold.
+            known = np.isin(self.classes_, fitted.classes_)
+            logits = np.full((len(base), len(known)), -np.inf)
+            scores = []
+            for tau in taus:
+                logits[:, known] = self._move(base, by_class, tau)
+                scores.append(score(_FixedLogits(self.classes_, logits), X_valid, y[valid]))
+            rows.append(scores)
         means = np.mean(rows, axis=0)
         self.cv_scores_ = dict(zip(taus, means.tolist(), strict=True))
         return float(taus[int(means.argmax())])
@@ -204,16 +210,20 @@ class LogitAdjustment(_TauAdjusted):
         self.class_counts = class_counts
 
     def _class_values(self, estimator: Any, X: Any, y: Any) -> NDArray[Any]:
+        classes = np.asarray(estimator.classes_)
         if self.class_counts is None:
-            counts = training_counts(estimator, X, y, self.classes_)
+            counts = training_counts(estimator, X, y, classes)
         else:
             counts = np.asarray(self.class_counts)
         finite = np.isfinite(counts) & (counts > 0)
-        if counts.shape != self.classes_.shape or not finite.all():
+        if len(counts) not in (len(classes), len(self.classes_)) or not finite.all():
             raise ValueError(
                 f"class_counts must be above 0 for each of the {len(self.classes_)} classes, got "
                 f"{counts.tolist()}; pass the rows of each class in the training data"
             )
+        if len(counts) > len(classes):
+            # Those that a fold has.
+            counts = counts[np.isin(self.classes_, classes)]
         return np.log(counts / counts.sum())
 
     def _base(self, estimator: Any, X: Any) -> NDArray[Any]:

@@ -162,7 +162,11 @@ class _TwoStage(Wrapper):
     def _transformed(self, X: Any) -> Any:
         """Pass X through what stands before the network in a Pipeline."""
         pipeline = self._pipeline()
-        return X if pipeline is None or len(pipeline) == 1 else pipeline[:-1].transform(X)
+        for _, step in [] if pipeline is None else pipeline.steps[:-1]:
+            # A sampler of imbalanced-learn has no transform, nor has "passthrough".
+            if hasattr(step, "transform"):
+                X = step.transform(X)
+        return X
 
     def _head_factory(self, net: Any, head: nn.Module) -> Callable[[], nn.Module]:
         raise NotImplementedError

@@ -1,3 +1,6 @@
+import datetime
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -119,6 +122,40 @@ def test_tables_that_cannot_be_used(tmp_path, columns, target, message):
     pd.DataFrame(columns).to_parquet(path)
     with pytest.raises(ValueError, match=message):
         load_table_file(path, target)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([datetime.date(2026, 1, day) for day in (1, 2, 3, 4)], "hold dates; turn them into numb"),
+        ([[1], [2], [3], [4]], "column 'a' of .* holds values such as .*1.*neither numbers nor wo"),
+        ([b"1", b"2", b"3", b"4"], "column 'a' of .* holds values such as b'1'"),
+    ],
+)
+def test_columns_that_hold_neither_numbers_nor_words(tmp_path, values, message):
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"a": values, "y": [0, 1, 0, 1]}).to_parquet(path)
+    with pytest.raises(ValueError, match=message):
+        load_table_file(path, "y")
+
+
+def test_what_only_parquet_holds(tmp_path):
+    words = pd.array(["DE", "NL", pd.NA, "DE"] * 10, dtype="string")
+    amounts = [Decimal("1.5"), Decimal("2.5"), None, Decimal("4.5")] * 10
+    frame = pd.DataFrame({0: words, 1: amounts, 2: [0, 1] * 20})
+    frame[3] = pd.array([pd.NA] * 40, dtype="string")
+    frame.to_parquet(tmp_path / "t.parquet")
+    data = load_table_file(tmp_path / "t.parquet", "2")
+    # The words and what is missing are columns, the amount is one, and what is always missing.
+    assert data.X_train.shape[1] in (5, 6)
+    assert set(data.X_train[:, 0]) == {1.5, 2.5, 4.5}
+
+
+@pytest.mark.parametrize("values", [[1, "x", 2, None], [1.5, "x", True, None]])
+def test_a_column_of_numbers_and_words_holds_words(monkeypatch, values):
+    frame = pd.DataFrame({"a": pd.Series(values * 10, dtype=object), "y": [0, 1] * 20})
+    monkeypatch.setattr(datasets, "_read_frame", lambda path: frame)
+    assert load_table_file("t.csv", "y").X_train.shape[1] == 4
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy.special import log_softmax
 from sklearn.base import clone
-from sklearn.datasets import make_classification
+from sklearn.datasets import load_iris, make_classification
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, recall_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.metrics import balanced_accuracy_score, get_scorer, recall_score
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
@@ -256,3 +256,25 @@ def test_fit_parameters_do_not_go_with_folds(rare):
     LogitAdjustment(NETWORK).fit(X, y, sample_weight=weight)
     with pytest.raises(ValueError, match=r"tau='cv' does not pass \['sample_weight'\]"):
         LogitAdjustment(NETWORK, "cv").fit(X, y, sample_weight=weight)
+
+
+@pytest.mark.parametrize("make", [LogitAdjustment, TauNormalization])
+@pytest.mark.parametrize("scoring", ["accuracy", "balanced_accuracy"])
+def test_a_class_that_a_fold_lacks_keeps_the_others_in_place(make, scoring):
+    X, y = load_iris(return_X_y=True)
+    rows = np.r_[0:51, 100:150]
+    X, y = X[rows].astype(np.float32), y[rows]
+    folds = list(KFold(3, shuffle=True, random_state=0).split(X))
+    clf = make(NETWORK, tau="cv", taus=[0.0, 0.5], scoring=scoring, cv=folds).fit(X, y)
+    score, expected = get_scorer(scoring), []
+    for train, test in folds:
+        network = clone(NETWORK).fit(X[train], y[train])
+        expected.append(score(network, X[test], y[test]))
+    assert any(len(np.unique(y[train])) == 2 for train, _ in folds)
+    plain = np.mean(expected)
+    assert clf.cv_scores_[0.0] == pytest.approx(plain, abs=0.03 if make is TauNormalization else 0)
+    assert clf.classes_.tolist() == [0, 1, 2]
+    if make is LogitAdjustment:
+        given = make(NETWORK, tau="cv", taus=[0.0, 0.5], scoring=scoring, cv=folds)
+        given.set_params(class_counts=np.bincount(y)).fit(X, y)
+        assert given.cv_scores_[0.0] == clf.cv_scores_[0.0]

@@ -3,6 +3,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from imblearn.pipeline import make_pipeline as make_sampling_pipeline
+from imblearn.under_sampling import RandomUnderSampler
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_classification
 from sklearn.frozen import FrozenEstimator
@@ -118,6 +120,16 @@ def test_a_pipeline_of_a_network_alone_is_the_network(make, rare):
     np.testing.assert_array_equal(
         alone.predict_proba(X), make(NETWORK, **SECOND).fit(X, y).predict_proba(X)
     )
+
+
+@every
+def test_a_sampler_before_the_network_is_for_its_training_alone(make, rare):
+    X, y, X_test, y_test = rare
+    steps = [StandardScaler(), RandomUnderSampler(random_state=0), clone(NETWORK)]
+    clf = make(make_sampling_pipeline(*steps), **SECOND).fit(X, y)
+    assert balanced_accuracy_score(y_test, clf.predict(X_test)) > 0.5
+    assert clf.net_.class_counts_.sum() == len(y)
+    assert clf.estimator_[-1].class_counts_.sum() < len(y)
 
 
 @every

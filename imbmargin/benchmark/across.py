@@ -213,13 +213,15 @@ def _compare(groups: list[Group]) -> Comparison:
     methods = sorted(names, key=lambda name: (CONTENDERS.index(name.split()[0]), name))
     seeds = sorted({seed for results in by_table for _, seed in results})
     wanted = {(method, seed) for method in methods for seed in seeds}
-    whole = [results.keys() == wanted for results in by_table]
+    whole = [bool(wanted) and results.keys() == wanted for results in by_table]
     kept = [results for results, is_whole in zip(by_table, whole, strict=True) if is_whole]
     titles = [group.short_title for group in groups]
 
     def gather(key: str) -> NDArray[np.float64]:
         values = [[[found[m, s][key] for s in seeds] for m in methods] for found in kept]
-        return np.array(values, dtype=np.float64)
+        # Also where nothing is kept.
+        shape = (len(kept), len(methods), max(len(seeds), 1))
+        return np.array(values, dtype=np.float64).reshape(shape)
 
     return Comparison(
         groups[0].job,
@@ -228,7 +230,7 @@ def _compare(groups: list[Group]) -> Comparison:
         np.array([group.job["data"]["imbalance"] != "none" for group in groups])[whole],
         # Equal up to rounding is equal, for ranks.
         {metric: gather(metric).mean(axis=-1).round(12) for metric in METRICS},
-        gather("seconds").reshape(len(kept), len(methods), -1),
+        gather("seconds"),
         len(seeds),
         [name for name, is_whole in zip(titles, whole, strict=True) if not is_whole],
         [record for group in groups for record in group.failed],

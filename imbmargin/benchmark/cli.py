@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -102,6 +103,8 @@ def _check_used(options: argparse.Namespace) -> None:
 
 def _specs_of(source: str, options: argparse.Namespace) -> list[DataSpec]:
     own = source not in EMBEDDED
+    # "photos" and "photos/" are the same data.
+    source = os.path.normpath(source)
     imbalances = options.imbalance or ["none" if own else "long_tailed"]
     if "none" in imbalances and (options.ratio is not None or options.n_max is not None):
         raise _UserError(f"--ratio and --n-max make a subset of {source}: add --imbalance")

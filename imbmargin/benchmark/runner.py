@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +77,7 @@ def run_jobs(
     2
     """
     out.mkdir(parents=True, exist_ok=True)
+    jobs = list(dict.fromkeys(jobs))
     found: dict[Job, Any] = {job: read_record(out / job.file_name) for job in jobs}
     pending = [job for job in jobs if (found[job] or {}).get("status") != "done"]
     checkpoints = out / "checkpoints"
@@ -142,10 +145,35 @@ def _run_one(
     job: Job, checkpoints: Path | None, shows_epochs: bool = False
 ) -> tuple[Job, dict[str, Any]]:
     """Run a job; without a folder for checkpoints it is a small one."""
-    if checkpoints is None:
-        with _one_thread():
-            return job, run_job(job, shows_epochs)
-    return job, run_job(job, shows_epochs, _checkpoint_folder(job, checkpoints))
+    with _unswallowed_interrupt():
+        if checkpoints is None:
+            with _one_thread():
+                return job, run_job(job, shows_epochs)
+        return job, run_job(job, shows_epochs, _checkpoint_folder(job, checkpoints))
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C."""
+
+
+@contextmanager
+def _unswallowed_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end a job: skorch takes KeyboardInterrupt for the end of a training."""
+
+    def interrupt(*_: Any) -> None:
+        raise _Interrupted
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except _Interrupted:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

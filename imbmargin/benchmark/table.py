@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,14 @@ class Group:
         Those that are done.
     failed : list of dict
         Those that are not.
-    state : str, default=""
-        Tells the data from those of another group, of the same file or folder before or after it
-        changed.
+    distinction : str, default=""
+        What tells the data from those of other groups with the same words, such as the column of
+        the labels, or the same file or folder before or after it changed.
     """
 
     records: list[dict[str, Any]]
     failed: list[dict[str, Any]]
-    state: str = ""
+    distinction: str = ""
 
     @property
     def job(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Group:
         subset = f", {made}, ratio {data['ratio']:g}" if made else ", as it is"
         text = f"{self.name}{subset}, {self.job['epochs']} epochs"
         text += "" if self.job["precision"] == "float32" else f", {self.job['precision']}"
-        return f"{text}, data {self.state}" if self.state else text
+        return f"{text}, {self.distinction}" if self.distinction else text
 
     @property
     def name(self) -> str:
@@ -177,7 +177,8 @@ def spread(values: np.ndarray, digits: int = 1) -> str:
 def group_records(records: list[dict[str, Any]]) -> list[Group]:
     """Put records that may be compared into groups.
 
-    Those of a file or folder before and after it changed are in groups of their own.
+    Those of a file or folder before and after it changed are in groups of their own. Titles say
+    what tells groups apart.
 
     Examples
     --------
@@ -190,26 +191,37 @@ def group_records(records: list[dict[str, Any]]) -> list[Group]:
     >>> as_text(group.rows()).splitlines()[0].split()[:2]
     ['method', 'accuracy']
     """
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         job = record["job"]
-        data = dict(job["data"])
-        data.pop("cache", None)
-        # Records of earlier versions, and those of data that cannot change, have none.
-        state = data.pop("state", None) or "of an earlier version"
-        if data.get("dataset"):
-            data["source"] = data["dataset"]  # wherever it lies, it is the same
-        key = str((sorted(data.items()), job["epochs"], job["precision"]))
-        found.setdefault(key, {}).setdefault(state, []).append(record)
-    return [
-        Group(
-            [r for r in group if r["status"] == "done"],
-            [r for r in group if r["status"] != "done"],
-            state if len(states) > 1 else "",
-        )
-        for states in found.values()
-        for state, group in states.items()
-    ]
+        key = str((sorted(_data_of(record).items()), job["epochs"], job["precision"]))
+        found.setdefault(key, []).append(record)
+    alike: dict[str, list[Group]] = {}
+    for part in found.values():
+        done = [record for record in part if record["status"] == "done"]
+        group = Group(done, [record for record in part if record["status"] != "done"])
+        alike.setdefault(group.title, []).append(group)
+    return [group for groups in alike.values() for group in _told_apart(groups)]
+
+
+def _data_of(record: dict[str, Any]) -> dict[str, Any]:
+    data = dict(record["job"]["data"])
+    data.pop("cache", None)
+    # Records of earlier versions, and those of data that cannot change, have none.
+    data["state"] = data.get("state") or "of an earlier version"
+    if data.get("dataset"):
+        data["source"] = data["dataset"]  # wherever it lies, it is the same
+    return data
+
+
+def _told_apart(groups: list[Group]) -> list[Group]:
+    """Return groups with the same title, each with what distinguishes its data."""
+    data = [_data_of((group.records or group.failed)[0]) for group in groups]
+    words = {"source": "", "target": "target ", "n_max": "n_max ", "image_size": "image_size "}
+    words["state"] = "data "
+    differ = [name for name in words if len({str(each.get(name)) for each in data}) > 1]
+    texts = [", ".join(f"{words[name]}{each.get(name)}" for name in differ) for each in data]
+    return [replace(group, distinction=text) for group, text in zip(groups, texts, strict=True)]
 
 
 def as_text(rows: Rows) -> str:

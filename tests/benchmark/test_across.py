@@ -151,3 +151,18 @@ def test_two_methods_are_ranked_without_tests(records, tmp_path):
     assert "p against MM-DRW" not in found.rank_rows()[0]
     write_report(few, tmp_path)
     assert not list((tmp_path / "figures").iterdir())
+
+
+@pytest.mark.parametrize("broken_off", [True, False])
+def test_where_no_table_is_complete_the_report_says_so(records, tmp_path, broken_off):
+    if broken_off:
+        left = [r for r in records if r["job"]["seed"] == 0 or r["job"]["method"] == "ERM"]
+    else:
+        left = [fail(record) for record in records]
+    [found] = compare_tables(group_records(left))
+    assert found.names == []
+    assert "Left out, because a method lacks a fold: a, b, c." in found.describe()
+    write_report(left, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Left out, because a method lacks a fold: a, b, c." in text
+    assert ("a, MM-DRW, seed 0 failed: ValueError: no" in text) is not broken_off

@@ -116,6 +116,21 @@ def test_data_that_changed_are_other_groups(tmp_path):
     assert [group.title for group in group_records([old, old])] == ["a<b, step, ratio 10, 3 epochs"]
 
 
+def test_titles_say_what_tells_groups_apart():
+    one, other, third = (make_record("ERM", 0, 0.5) for _ in range(3))
+    for record, changes in ((one, {}), (other, {"target": "fraud"}), (third, {"n_max": 40})):
+        record["job"]["data"] = {**record["job"]["data"], "target": "late", **changes}
+    title = "a<b, step, ratio 10, 3 epochs"
+    assert [group.title for group in group_records([one])] == [title]
+    assert [group.title for group in group_records([one, other])] == [
+        f"{title}, target late",
+        f"{title}, target fraud",
+    ]
+    titles = [group.title for group in group_records([one, other, third])]
+    assert titles[2] == f"{title}, target late, n_max 40"
+    assert len(set(titles)) == 3
+
+
 def test_the_text_is_in_columns():
     [group] = group_records(RECORDS)
     lines = as_text(group.rows()).splitlines()

@@ -1,11 +1,12 @@
 import json
+import signal
 import time
 
 import numpy as np
 import pytest
 from joblib import parallel_config
 
-from imbmargin import checkpoint
+from imbmargin import MaxMarginClassifier, checkpoint
 from imbmargin.benchmark import epochs, runner
 from imbmargin.benchmark.jobs import DataSpec, Job
 from imbmargin.benchmark.runner import read_record, read_records, run_jobs
@@ -183,3 +184,32 @@ def test_a_training_is_kept_until_all_that_share_it_are_done(tmp_path, monkeypat
     assert len(epochs_begun) == 2
     assert not (tmp_path / "checkpoints").exists()
     assert np.isfinite(records[1]["scores"]["balanced_accuracy"])
+
+
+@pytest.mark.parametrize("method", ["ERM", "RandomOverSampler+MLP"])
+@pytest.mark.parametrize("small", [True, False])
+def test_ctrl_c_ends_the_run_and_leaves_no_half_of_a_training(tmp_path, monkeypatch, method, small):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    step = MaxMarginClassifier.train_step
+
+    def pressed(self, *args, **kwargs):
+        if len(self.history) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(MaxMarginClassifier, "train_step", pressed)
+            with pytest.raises(KeyboardInterrupt):
+                run_jobs([Job(IRIS, method, 0, epochs=5)], tmp_path, small=small)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert read_records(tmp_path) == []
+    (record,) = run_jobs([Job(IRIS, method, 0, epochs=5)], tmp_path, small=small)
+    assert record["status"] == "done"
+
+
+def test_a_job_that_is_asked_for_twice_is_run_once(tmp_path, counted):
+    assert len(run_jobs([JOBS[0], JOBS[0]], tmp_path)) == 1
+    assert counted == JOBS[:1]
