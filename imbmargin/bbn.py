@@ -164,7 +164,10 @@ class BBNClassifier(PairedBatches):
         super()._check_parameters()
         for name in ("mixing", "init_backbone"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name} cannot be had with BBN, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} and BBN cannot be had together; leave {name} "
+                    "out, or use MaxMarginClassifier"
+                )
 
     def initialize_module(self) -> BBNClassifier:
         """Make the network, and split it."""

@@ -28,7 +28,6 @@ __all__ = [
     "LearningRateSchedule",
     "PrintLog",
     "bind_class_weight",
-    "load_state",
     "resolve_epoch",
 ]
 
@@ -49,6 +48,20 @@ def bind_class_weight(criterion: Any, weight: Any) -> None:
         A loss of this package, or one of torch's own that hold a ``weight`` buffer.
     weight : Tensor of shape (K,), or None
         Weight of each class; None takes the weights away.
+
+    Raises
+    ------
+    TypeError
+        If the criterion has neither ``set_class_weight`` nor a ``weight`` buffer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbmargin.callbacks import bind_class_weight
+    >>> criterion = torch.nn.CrossEntropyLoss()
+    >>> bind_class_weight(criterion, torch.tensor([1.0, 9.0]))
+    >>> criterion.weight
+    tensor([1., 9.])
     """
     if hasattr(criterion, "set_class_weight"):
         criterion.set_class_weight(weight)
@@ -406,8 +419,8 @@ class PrintLog(SkorchPrintLog):
 class EarlyStopping(SkorchEarlyStopping):
     """Stop when balanced accuracy on the validation part no longer rises; restore the best.
 
-    Needs a validation part (``train_split=0.2``). Nothing is stopped before deferred re-weighting
-    or re-sampling has begun, which is when rare classes improve.
+    Needs a validation part (``train_split=0.2``). Nothing is stopped before a deferred loss,
+    re-weighting and re-sampling have begun, which is when rare classes improve.
 
     Parameters
     ----------

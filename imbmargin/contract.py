@@ -124,7 +124,10 @@ class ContractClassifier(ParameterClassifier):
         self, X: Any, y: Any, sample_weight: Any, reset: bool
     ) -> tuple[Any, np.ndarray]:
         if sample_weight is not None:
-            raise ValueError("sample_weight needs X and y as arrays, got a torch Dataset")
+            raise ValueError(
+                "sample_weight needs X and y as arrays, got a torch Dataset; pass arrays, or leave "
+                "sample_weight out"
+            )
         target = inputs.check_dataset_targets(X, y)
         sample = X[0][0]
         inputs.check_dataset_sample(sample)
@@ -184,6 +187,10 @@ class ContractClassifier(ParameterClassifier):
         ------
         ValueError
             If the data or a parameter are not usable; what was fitted before is kept.
+        TypeError
+            If a part cannot do what it is asked for, such as a loss that cannot be deferred.
+        imbmargin.loop.DivergenceError
+            If the loss or a weight becomes NaN or infinite.
         """
         return self._train("fit", X, y, sample_weight, None, fit_params)
 
@@ -278,7 +285,10 @@ class ContractClassifier(ParameterClassifier):
         dataset = self.get_dataset(X, y)
         if sample_weight is not None:
             if not isinstance(dataset, ArrayDataset):
-                raise ValueError("sample_weight needs dataset=ArrayDataset, the default")
+                raise ValueError(
+                    f"sample_weight needs dataset=ArrayDataset, got dataset={self.dataset!r}; "
+                    "leave dataset as it is"
+                )
             dataset = ArrayDataset(dataset.X, dataset.targets, sample_weight)
         if isinstance(dataset, ArrayDataset) and y is not None:
             # For scoring callbacks that predict anew.
@@ -381,7 +391,7 @@ class ContractClassifier(ParameterClassifier):
         return torch.softmax(self.logit_scale_ * logits.double(), dim=1).numpy()
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Return the logarithm of the probabilities.
+        """Return the logarithm of the softmax of scale times logits.
 
         Parameters
         ----------
@@ -392,6 +402,7 @@ class ContractClassifier(ParameterClassifier):
         -------
         log_probability : ndarray of shape (n, K)
             Computed from the logits, so that small probabilities keep their digits.
+            ``predict_nonlinearity`` is not applied.
         """
         logits = self._logits(X).double()
         return torch.log_softmax(self.logit_scale_ * logits, dim=1).numpy()

@@ -161,8 +161,9 @@ def load_table_file(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it cannot be read, lacks the target column or columns besides it, or its labels are
-        missing, continuous, of one class, or of a class with a single row.
+        If it cannot be read, lacks the target column or columns besides it, a column holds dates
+        or what is neither a number nor a word, or its labels are missing, continuous, of one
+        class, or of a class with a single row.
     ImportError
         If pandas (or, for Parquet, pyarrow) is not installed.
 

@@ -46,8 +46,9 @@ class DistributedClassifier(MaxMarginClassifier):
         In ``fit``, if Accelerate is not installed: ``pip install "imbmargin[distributed]"``.
     ValueError
         In ``fit`` with several processes: if they have other parameters or data; if ``device`` is
-        not that of Accelerate; if a process would be left with fewer than two rows of a batch; if
-        ``init_backbone`` is a pre-trainer that is not fitted.
+        not that of Accelerate, or Accelerate is set up for other processes than were launched; if a
+        process would be left with fewer than two rows of a batch; if ``init_backbone`` is a
+        pre-trainer that is not fitted; if the loss is not a mean.
     TypeError
         In ``fit``, if ``iterator_train`` brings batches of its own.
 

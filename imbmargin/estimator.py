@@ -118,8 +118,8 @@ callable or None, default=None
         first unless it is fitted already (`sklearn.frozen.FrozenEstimator` keeps it so in copies).
         The head starts anew, and nothing is frozen.
     optimizer : torch optimizer class or "auto", default="auto"
-        "auto": SGD with momentum 0.9 and weight decay 2e-4 for images (the paper's), AdamW for
-        tables. ``optimizer__*`` reaches its constructor.
+        "auto": SGD with momentum 0.9 and weight decay 2e-4 for images (the paper's), AdamW
+        with 0.1 for tables. ``optimizer__*`` reaches its constructor.
     lr : float or "auto", default="auto"
         Initial learning rate. "auto": 0.1 for images, 2e-3 for tables, and its own default for an
         optimizer that you choose.
@@ -472,7 +472,8 @@ default="auto"
         for name in ("max_epochs", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, Integral) or (value < 1 and (name, value) != _ALL_ROWS):
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+                cure = "; -1 takes all rows" if name == "batch_size" else ""
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}{cure}")
         if self.callbacks not in (None, "disable") and not isinstance(self.callbacks, list):
             raise ValueError(
                 f"callbacks must be a list of skorch callbacks or None, got {self.callbacks!r}"

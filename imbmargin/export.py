@@ -72,7 +72,10 @@ def export_model(
     TypeError
         If the model is of another class.
     ValueError
-        If the path ends otherwise, ``dtype`` is unknown, or ``predict_nonlinearity`` is set.
+        If the path ends otherwise, ``dtype`` is unknown, ``predict_nonlinearity`` is set, or the
+        rows that the model was fitted on are no arrays.
+    NotFittedError
+        If the model is not fitted.
     ImportError
         If ONNX is asked for and not installed.
 

@@ -36,7 +36,10 @@ class _Epoch:
 
 
 class DivergenceError(FloatingPointError):
-    """The training loss is no longer a number."""
+    """The training loss of a batch, or a weight after an epoch's last one, is NaN or infinite.
+
+    The message names epoch, batch and learning rate, which is the likely cause.
+    """
 
 
 def has_finite_weights(optimizer: torch.optim.Optimizer) -> bool:

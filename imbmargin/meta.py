@@ -103,7 +103,7 @@ class MetaWeightNetClassifier(MaxMarginClassifier):
     ------
     ValueError
         In fit, if an argument is out of range, the meta set lacks a class or has another shape, or
-        the loss cannot be used.
+        the loss, ``mixing``, float16 or a network of several members (TabM) cannot be used.
 
     Notes
     -----

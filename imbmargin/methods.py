@@ -84,7 +84,8 @@ METHODS: dict[str, dict[str, Any]] = {
 """Name in the papers -> arguments of `MaxMarginClassifier`.
 
 The first 14 are the rows of Table 1 of the MM paper. The head is the one that the loss asks for:
-normalised (cosine) for the margin and hinge losses, linear for the others. ``delta_neg`` and
+normalised (cosine) for the margin and hinge losses, linear for the others, without a bias for
+L-Softmax. ``delta_neg`` and
 ``beta`` are the estimator's defaults, those of CIFAR-10 long-tailed 100; `paper_margins` has the
 other settings.
 """
@@ -119,17 +120,17 @@ SOURCES: dict[str, str] = {
     "ERM": "cross-entropy",
     "Focal": "Lin et al., ICCV 2017; softmax form, gamma 1",
     "LDAM": "Cao et al., NeurIPS 2019",
-    "MM": "Kang et al., ICIP 2021",
+    "MM": "Kang et al., ICIP 2021; scale unpublished",
     "CB-RS": "Cui et al., CVPR 2019; Cao et al., NeurIPS 2019",
     "CB-RW": "Cui et al., CVPR 2019",
-    "CB-Focal": "Cui et al., CVPR 2019",
+    "CB-Focal": "Cui et al., CVPR 2019; softmax form, gamma 1",
     "HG-DRS": "Cao et al., NeurIPS 2019; margin and head unpublished",
-    "LDAM-HG-DRS": "Cao et al., NeurIPS 2019; head unpublished",
+    "LDAM-HG-DRS": "Cao et al., NeurIPS 2019; margin and head unpublished",
     "M-DRW": "Cao et al., NeurIPS 2019; margin unpublished",
     "LDAM-DRW": "Cao et al., NeurIPS 2019",
     "LDAM-DRW+SSP": "Yang and Xu, NeurIPS 2020",
-    "MM-DRW": "Kang et al., ICIP 2021",
-    "MM-LDAM-DRW": "Kang et al., ICIP 2021",
+    "MM-DRW": "Kang et al., ICIP 2021; scale unpublished",
+    "MM-LDAM-DRW": "Kang et al., ICIP 2021; scale unpublished",
     "BSCE": "Ren et al., NeurIPS 2020",
     "LA": "Menon et al., ICLR 2021; tau 1",
     "VS": "Kini et al., NeurIPS 2021; gamma and tau of CIFAR-10 long-tailed",
@@ -139,9 +140,9 @@ SOURCES: dict[str, str] = {
     "BBN": "Zhou et al., CVPR 2020; without Nesterov's momentum",
     "MW-Net": "Shu et al., NeurIPS 2019; meta set from the training data",
     "mixup": "Zhang et al., ICLR 2018; alpha 1",
-    "mixup-DRW": "Chou et al., ECCV Workshops 2020",
+    "mixup-DRW": "Chou et al., ECCV Workshops 2020; deferred as the others",
     "remix": "Chou et al., ECCV Workshops 2020; kappa 3, tau 0.5",
-    "remix-DRW": "Chou et al., ECCV Workshops 2020",
+    "remix-DRW": "Chou et al., ECCV Workshops 2020; deferred as the others",
     "MM-DRW+mixup": "MM-DRW and mixup together",
     "MM-DRW+remix": "MM-DRW and remix together",
     "MM-LDAM-DRW+mixup": "MM-LDAM-DRW and mixup together",
@@ -175,7 +176,8 @@ def make_classifier(name: str, *, setting: str | None = None, **overrides: Any) 
         A setting of the paper, such as "cifar100_step_10": the MM methods then take its
         ``delta_neg`` and ``beta``. By default those of "cifar10_lt_100".
     **overrides
-        Arguments of `MaxMarginClassifier`, before those of the method.
+        Arguments of `MaxMarginClassifier` (or of the class in `CLASSES`), before those of the
+        method. What is put around it (`AFTER`) gets none: set its own with ``set_params``.
 
     Returns
     -------

@@ -130,10 +130,10 @@ def load_model(path: str | os.PathLike[str], *, trusted: Sequence[Any] = ()) -> 
     Raises
     ------
     ValueError
-        If the file is damaged, of an unknown format, no such file at all, or names what is neither
-        known nor trusted.
+        If the file is damaged, not one that `save_model` wrote, of an unknown format, or names what
+        is neither known nor trusted.
     OSError
-        If it cannot be read.
+        If it is not there, or cannot be read.
 
     Warns
     -----

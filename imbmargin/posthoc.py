@@ -174,7 +174,8 @@ class LogitAdjustment(_TauAdjusted):
     Raises
     ------
     ValueError
-        In fit, if ``tau`` is no number, or a class has no rows.
+        In fit, if ``tau`` is neither a number nor "cv", a class has no rows, or "cv" is asked for
+        with parameters of fit or a Dataset.
 
     References
     ----------
@@ -264,7 +265,7 @@ class TauNormalization(_TauAdjusted):
     References
     ----------
     .. [1] Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition",
-       ICLR 2020, section 4.2.
+       ICLR 2020, section 4.
 
     Examples
     --------
@@ -327,6 +328,13 @@ class NearestClassMean(Wrapper):
     classes_ : ndarray of shape (K,)
         The labels.
 
+    Raises
+    ------
+    TypeError
+        In fit, if the estimator is not a skorch classifier.
+    ValueError
+        In fit, if its network has no head.
+
     Notes
     -----
     Logits are minus the squared distances, so probabilities are a ranking rather than calibrated.
@@ -334,7 +342,7 @@ class NearestClassMean(Wrapper):
 
     References
     ----------
-    .. [1] Kang et al., ICLR 2020, section 4.2.
+    .. [1] Kang et al., ICLR 2020, section 4.
 
     Examples
     --------

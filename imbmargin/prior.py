@@ -37,6 +37,13 @@ def trained_prior(clf: MaxMarginClassifier) -> NDArray[np.float64]:
     prior : ndarray of shape (K,)
         Those of the end of its training, in the order of ``classes_``; they sum to 1.
 
+    Raises
+    ------
+    ValueError
+        If it is of another class, such as BBN, or mixes rows otherwise than mixup.
+    NotFittedError
+        If it is not fitted.
+
     Examples
     --------
     >>> import numpy as np
@@ -51,6 +58,15 @@ def trained_prior(clf: MaxMarginClassifier) -> NDArray[np.float64]:
     >>> trained_prior(clf.set_params(batch_size=10).fit(X, y)).round(2)
     array([0.61, 0.39])
     """
+    # Mixup's labels have the frequencies of the data on average, those of others may not.
+    mixing = make_mixing(getattr(clf, "mixing", None))
+    mixes_evenly = mixing is None or type(mixing) is Mixup
+    if not (getattr(clf, "has_known_prior", False) and mixes_evenly):
+        raise ValueError(
+            f"what {type(clf).__name__} has learned from is not known; pass trained_prior, such as "
+            "'uniform' for class_weight='balanced', or the frequencies of its data"
+        )
+    clf.check_is_fitted()
     counts, classes = clf.class_counts_, clf.classes_
     resample = resolve_scheme(clf.resample, clf.drs_epoch)
     rates = class_rates(counts, resample, classes=classes)
@@ -195,24 +211,12 @@ class PriorCorrection(Wrapper):
     def _log_ratio(self) -> NDArray[Any]:
         trained = self.trained_prior
         if trained is None:
-            trained = self._known_prior()
+            trained = trained_prior(last_step(self.estimator_))
         wanted = self.class_prior_ if self.prior is None else self.prior
         with np.errstate(divide="ignore"):
             return np.log(self._check("prior", wanted, 0)) - np.log(
                 self._check("trained_prior", trained, np.finfo(float).tiny)
             )
-
-    def _known_prior(self) -> Any:
-        last = last_step(self.estimator_)
-        # Mixup's labels have the frequencies of the data on average, those of others may not.
-        mixing = make_mixing(getattr(last, "mixing", None))
-        mixes_evenly = mixing is None or type(mixing) is Mixup
-        if not (getattr(last, "has_known_prior", False) and mixes_evenly):
-            raise ValueError(
-                f"what {type(last).__name__} has learned from is not known; pass trained_prior, "
-                "such as 'uniform' for class_weight='balanced', or the frequencies of its data"
-            )
-        return trained_prior(last)
 
     def _check(self, name: str, prior: Any, least: float) -> NDArray[Any]:
         classes = self.classes_.tolist()

@@ -294,8 +294,8 @@ def batches_at_rates(iterator: Any, rates: Any) -> Any:
     known = isinstance(iterator, (ArrayBatches, DataLoader)) and isinstance(sampler, ClassSampler)
     if not known:
         raise TypeError(
-            f"this classifier needs batches of its own, got {type(iterator).__name__}; leave "
-            "iterator_train as it is"
+            "iterator must be an ArrayBatches or DataLoader with a ClassSampler, got "
+            f"{type(iterator).__name__}; leave iterator_train as it is"
         )
     sampler = copy.copy(sampler)
     sampler.set_rates(rates(sampler.class_counts))

@@ -239,7 +239,8 @@ class ClassifierRetraining(_TwoStage):
     Raises
     ------
     ValueError
-        In fit, if ``batch_norm`` is unknown or the network has no head.
+        In fit, if ``batch_norm`` is unknown, or the network has no head or does something to the
+        outputs of its last layer, such as a softmax.
     TypeError
         In fit, if the estimator is not a skorch classifier.
 
@@ -252,7 +253,7 @@ class ClassifierRetraining(_TwoStage):
     References
     ----------
     .. [1] Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition",
-       ICLR 2020, section 4.1. Epochs, rate and schedule: Zhang et al., "Bag of Tricks for
+       ICLR 2020, section 4. Epochs, rate and schedule: Zhang et al., "Bag of Tricks for
        Long-Tailed Visual Recognition", AAAI 2021.
 
     Examples
@@ -368,7 +369,7 @@ class LearnableWeightScaling(_TwoStage):
 
     References
     ----------
-    .. [1] Kang et al., ICLR 2020, section 4.3.
+    .. [1] Kang et al., ICLR 2020, section 4.
 
     Examples
     --------

@@ -23,7 +23,10 @@ __all__ = [
 Scheme = str | Mapping[Any, float] | Callable[[NDArray[np.int64]], ArrayLike] | None
 
 CLASS_WEIGHTS = ("inverse", "balanced", "effective_number")
+"""Names that ``class_weight`` takes, see `class_weights`."""
+
 RESAMPLING = ("class_balanced", "square_root", "progressive", "effective_number")
+"""Names that ``resample`` takes, see `class_rates`."""
 
 
 def class_counts(y_encoded: ArrayLike, num_classes: int) -> NDArray[np.int64]:
@@ -135,7 +138,7 @@ def class_weights(
 
     References
     ----------
-    .. [1] Cui et al., CVPR 2019, eq. 1 and section 4.1.
+    .. [1] Cui et al., CVPR 2019, sections 3 and 4.
 
     Examples
     --------
@@ -213,7 +216,7 @@ callable or None
     counts = _check_counts(class_counts)
     present = (counts > 0).astype(np.float64)
     if not 0 <= progress <= 1:
-        raise ValueError(f"progress must be in [0, 1], got {progress}")
+        raise ValueError(f"progress must be in [0, 1], got {progress}; pass the part that is done")
     if scheme is None:
         rate = counts
     elif isinstance(scheme, str):

@@ -134,11 +134,15 @@ class NoBackbone(nn.Module):
             ValueError,
             r"loss='influence_balanced' needs \['features'\] of each row, but BBN has logits of",
         ),
-        ({"mixing": "mixup"}, ValueError, "mixing cannot be had with BBN, got 'mixup'"),
+        (
+            {"mixing": "mixup"},
+            ValueError,
+            "mixing='mixup' and BBN cannot be had together; leave mixing out",
+        ),
         (
             {"iterator_train": torch.utils.data.DataLoader, "iterator_train__shuffle": True},
             TypeError,
-            "this classifier needs batches of its own, got DataLoader",
+            "iterator must be an ArrayBatches or DataLoader with a ClassSampler, got DataLoader",
         ),
     ],
 )

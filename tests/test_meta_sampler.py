@@ -222,7 +222,7 @@ def test_it_is_not_batched_with_others(table):
         (
             {"iterator_train": lambda data, **kwargs: DataLoader(data, batch_size=32)},
             TypeError,
-            "this classifier needs batches of its own, got DataLoader",
+            "iterator must be an ArrayBatches or DataLoader with a ClassSampler, got DataLoader",
         ),
     ],
 )

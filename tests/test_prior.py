@@ -11,7 +11,8 @@ from sklearn.model_selection import train_test_split
 from skorch.callbacks import Callback
 from torch import nn
 
-from imbmargin import MaxMarginClassifier, make_classifier
+from imbmargin import MaxMarginClassifier, NotFittedError, make_classifier
+from imbmargin.bbn import BBNClassifier
 from imbmargin.prior import PriorCorrection, trained_prior
 
 SETTINGS = {
@@ -211,3 +212,10 @@ def test_remix_gives_the_rare_classes_more_than_their_share(binary_table):
     with pytest.raises(ValueError, match="has learned from is not known; pass trained_prior"):
         PriorCorrection(network).fit(*binary_table)
     PriorCorrection(network, trained_prior=[0.8, 0.2]).fit(*binary_table)
+
+
+def test_the_prior_of_a_network_that_is_not_fitted_is_not_known():
+    with pytest.raises(NotFittedError, match="is not fitted yet"):
+        trained_prior(MaxMarginClassifier())
+    with pytest.raises(ValueError, match="what BBNClassifier has learned from is not known"):
+        trained_prior(BBNClassifier())

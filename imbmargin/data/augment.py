@@ -22,6 +22,11 @@ class RandomCrop:
     padding : int
         Pixels on each side. 4 in the CIFAR protocol.
 
+    Raises
+    ------
+    ValueError
+        If ``padding`` is below 1.
+
     Examples
     --------
     >>> import torch

@@ -163,6 +163,13 @@ class ArrayBatches:
         Where the batches are needed. On a CUDA device training data lie as a whole, if they fit;
         other batches are copied from pinned memory while the device computes.
 
+    Raises
+    ------
+    ValueError
+        If ``batch_size`` is below 1.
+    TypeError
+        If the dataset holds no arrays.
+
     Examples
     --------
     >>> import numpy as np
@@ -177,7 +184,7 @@ class ArrayBatches:
     ) -> None:
         if batch_size < 1:
             raise ValueError(
-                f"batch_size must be at least 1 (or -1 for all rows), got {batch_size}"
+                f"batch_size must be at least 1, got {batch_size}; pass len(dataset) for all rows"
             )
         self.dataset, self.rows = as_arrays(dataset)
         self.batch_size = batch_size

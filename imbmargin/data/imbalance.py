@@ -338,7 +338,9 @@ class LongTailedSampler(_ImbalanceSampler):
 
     Parameters
     ----------
-    imbalance_ratio, n_max, class_order, protocol, random_state
+    imbalance_ratio : float, default=100
+        ρ, see `make_long_tailed`.
+    n_max, class_order, protocol, random_state
         As in `make_long_tailed`.
 
     Attributes
@@ -347,6 +349,13 @@ class LongTailedSampler(_ImbalanceSampler):
         The rows taken.
     sampling_strategy_ : dict
         How many rows of each label.
+    n_features_in_ : int
+        Columns of X; their names are ``feature_names_in_``.
+
+    Raises
+    ------
+    ValueError
+        In ``fit_resample``, as in `make_long_tailed`.
 
     Examples
     --------
@@ -366,15 +375,20 @@ class StepSampler(_ImbalanceSampler):
 
     Parameters
     ----------
-    imbalance_ratio, minority_fraction, n_max, class_order, protocol, random_state
+    imbalance_ratio : float, default=100
+        ρ, see `make_step`.
+    minority_fraction, n_max, class_order, protocol, random_state
         As in `make_step`.
 
     Attributes
     ----------
-    sample_indices_ : ndarray of int64
-        The rows taken.
-    sampling_strategy_ : dict
-        How many rows of each label.
+    sample_indices_, sampling_strategy_, n_features_in_
+        As in `LongTailedSampler`.
+
+    Raises
+    ------
+    ValueError
+        In ``fit_resample``, as in `make_step`.
 
     Examples
     --------

@@ -106,6 +106,11 @@ class Remix(Mixup):
         τ: the rarer class gets the whole label if the frequent one has less than τ of the input;
         0 is mixup.
 
+    Raises
+    ------
+    ValueError
+        With the first batch, if an argument is out of range.
+
     References
     ----------
     .. [1] Chou et al., "Remix: Rebalanced Mixup", ECCV Workshops 2020, eq. 4.

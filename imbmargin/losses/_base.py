@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
@@ -47,6 +48,12 @@ def check_number(name: str, value: float, least: float, *, above: bool = False) 
     if not (value > least if above else value >= least):
         word = "above" if above else "at least"
         raise ValueError(f"{name} must be {word} {least:g}, got {value!r}; pass a larger {name}")
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise an error for a value that is not one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
 
 
 def positive_counts(class_counts: Any) -> Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from imbmargin.losses._base import ClassCountLoss, check_number
+from imbmargin.losses._base import ClassCountLoss, check_choice, check_number
 
 __all__ = ["LargeMarginSoftmaxLoss", "large_margin_logits"]
 
@@ -60,6 +60,7 @@ def large_margin_logits(
     >>> large_margin_logits(x @ w.T, torch.tensor([0]), x, w)
     tensor([[-1.,  1.]])
     """
+    check_choice("multiple", multiple, _MULTIPLES)
     column = target.unsqueeze(1)
     own = logits.gather(1, column)
     length = features.norm(dim=1, keepdim=True) * head_weight.norm(dim=1)[target].unsqueeze(1)
@@ -140,8 +141,7 @@ class LargeMarginSoftmaxLoss(ClassCountLoss):
         least_blend: float = 0.0,
     ) -> None:
         super().__init__()
-        if multiple not in _MULTIPLES:
-            raise ValueError(f"multiple must be one of {list(_MULTIPLES)}, got {multiple!r}")
+        check_choice("multiple", multiple, _MULTIPLES)
         for name, value in (("blend", blend), ("gamma", gamma), ("power", power)):
             check_number(name, value, 0)
         check_number("least_blend", least_blend, 0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbmargin.losses._base import ClassCountLoss, check_number
+from imbmargin.losses._base import ClassCountLoss, check_choice, check_number
 
 __all__ = ["FocalLoss", "focal_loss"]
 
@@ -44,6 +44,7 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 1.0, form: str = "
     >>> focal_loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]))
     tensor([0.8103])
     """
+    check_choice("form", form, _FORMS)
     column = target[:, None]
     # The modulator is built from log(1 - p), whose gradient is bounded: as a power of 1 - p its
     # derivative is infinite at p = 1 for γ < 1.
@@ -63,7 +64,7 @@ class FocalLoss(ClassCountLoss):
     Parameters
     ----------
     gamma : float, default=1.0
-        γ, 0 or more. The LDAM and class-balanced papers use 1.
+        γ, 0 or more. 1 in the LDAM code; the class-balanced paper chose among 0.5, 1 and 2.
     form : {"softmax", "sigmoid"}, default="softmax"
         See `focal_loss`.
 
@@ -94,8 +95,7 @@ class FocalLoss(ClassCountLoss):
     def __init__(self, gamma: float = 1.0, form: str = "softmax") -> None:
         super().__init__()
         check_number("gamma", gamma, 0)
-        if form not in _FORMS:
-            raise ValueError(f"form must be one of {list(_FORMS)}, got {form!r}")
+        check_choice("form", form, _FORMS)
         self.gamma = gamma
         self.form = form
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from imbmargin.losses._base import check_choice
 from imbmargin.losses.margin import LDAMLoss
 
 __all__ = ["HingeLoss", "LDAMHingeLoss", "hinge_loss"]
@@ -60,6 +61,7 @@ def hinge_loss(
     >>> hinge_loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]), margins, scale=1.0)
     tensor([0.9000])
     """
+    check_choice("form", form, _FORMS)
     column = target[:, None]
     own = logits.gather(1, column)
     others = logits.scatter(1, column, float("-inf"))
@@ -90,6 +92,8 @@ class HingeLoss(LDAMLoss):
     ------
     ValueError
         If an argument is out of range, or the form unknown.
+    RuntimeError
+        On the first batch, if ``power`` is not 0 and no class counts are bound.
 
     References
     ----------
@@ -111,8 +115,7 @@ class HingeLoss(LDAMLoss):
         form: str = "crammer_singer",
     ) -> None:
         super().__init__(max_margin, scale, power)
-        if form not in _FORMS:
-            raise ValueError(f"form must be one of {list(_FORMS)}, got {form!r}")
+        check_choice("form", form, _FORMS)
         self.form = form
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:

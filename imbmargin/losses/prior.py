@@ -144,8 +144,10 @@ class VectorScalingLoss(ClassCountLoss):
 
     Attributes
     ----------
-    shift, factor : Tensor of float32, shape (K,), or None
-        What the logits are moved and multiplied by, once the class counts are bound.
+    shift : Tensor of float64, shape (K,), or None
+        τ log π, which is added to the logits, once the class counts are bound.
+    factor : Tensor of float64, shape (K,), or None
+        (n / n_max)^γ, by which they are multiplied; None also if γ is 0.
 
     Raises
     ------

@@ -32,7 +32,7 @@ class MLP(nn.Module):
         factors of inputs and outputs, biases and heads of their own. In training each has its own
         loss; prediction takes the mean of their probabilities (with cosine heads, of their
         cosines). A step costs up to ``members`` times as much.
-    head : {"linear", "cosine"} or callable, default="linear"
+    head : {"linear", "unbiased", "cosine"} or callable, default="linear"
         See `imbmargin.modules.make_head`.
     mean, std : sequence of float, default=None
         Statistics of the columns, see `imbmargin.modules.InputNorm`.
@@ -111,7 +111,7 @@ class TabM(MLP):
     Parameters
     ----------
     in_features, num_classes, hidden_units, dropout, members, head, mean, std
-        As in `MLP`, with other defaults.
+        As in `MLP`; the default of ``dropout`` is 0.1 here, that of ``members`` 8.
 
     References
     ----------

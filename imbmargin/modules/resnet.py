@@ -55,7 +55,7 @@ class ResNetCIFAR(nn.Module):
         6 m + 2 layers with m blocks a stage: 20, 32, 44, 56, ...
     in_channels : int, default=3
         Channels of the images.
-    head : {"linear", "cosine"} or callable, default="linear"
+    head : {"linear", "unbiased", "cosine"} or callable, default="linear"
         See `imbmargin.modules.make_head`.
     mean, std : sequence of float, default=None
         Statistics of the channels in the unit of the data, see `imbmargin.modules.InputNorm`.
@@ -121,6 +121,13 @@ class ResNetCIFAR(nn.Module):
 
 
 ResNet20 = partial(ResNetCIFAR, depth=20)
+"""`ResNetCIFAR` with 20 layers."""
+
 ResNet32 = partial(ResNetCIFAR, depth=32)
+"""`ResNetCIFAR` with 32 layers, the network of the LDAM and MM papers."""
+
 ResNet44 = partial(ResNetCIFAR, depth=44)
+"""`ResNetCIFAR` with 44 layers."""
+
 ResNet56 = partial(ResNetCIFAR, depth=56)
+"""`ResNetCIFAR` with 56 layers."""

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from imbmargin.losses import LOSSES, ClassCountLoss, FocalLoss, max_margin
+from imbmargin.losses import (
+    LOSSES,
+    ClassCountLoss,
+    FocalLoss,
+    focal_loss,
+    hinge_loss,
+    large_margin_logits,
+    max_margin,
+)
 
 PLAIN = {name: loss for name, loss in LOSSES.items() if not loss.needs}
 every_loss = pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
@@ -147,6 +155,16 @@ def test_the_others_need_none(name):
 def test_arguments_out_of_range(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         LOSSES[name](**kwargs)
+
+
+def test_functions_refuse_what_they_do_not_know():
+    z, y, x = torch.zeros(2, 3), torch.tensor([0, 1]), torch.ones(2, 4)
+    with pytest.raises(ValueError, match=r"form must be one of .*got 'Softmax'"):
+        focal_loss(z, y, 1.0, "Softmax")
+    with pytest.raises(ValueError, match=r"form must be one of .*got 'crammer'"):
+        hinge_loss(z, y, torch.ones(3), form="crammer")
+    with pytest.raises(ValueError, match=r"multiple must be one of \[1, 2, 3, 4\], got 5"):
+        large_margin_logits(z, y, x, torch.ones(3, 4), multiple=5)
 
 
 @pytest.mark.parametrize("counts", [[], [0, 0], [-1, 2], [[1, 2]]])
