@@ -482,5 +482,6 @@ class EarlyStopping(SkorchEarlyStopping):
             )
         starts = [cb.start_epoch_ for _, cb in net.callbacks_ if isinstance(cb, _Deferred)]
         if len(net.history) <= max(starts, default=0):
-            self.misses_ = 0
+            # skorch counts a miss of this epoch on top.
+            self.misses_ = -1
         super().on_epoch_end(net, **kwargs)

@@ -85,9 +85,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 The first 14 are the rows of Table 1 of the MM paper. The head is the one that the loss asks for:
 normalised (cosine) for the margin and hinge losses, linear for the others, without a bias for
-L-Softmax. ``delta_neg`` and
-``beta`` are the estimator's defaults, those of CIFAR-10 long-tailed 100; `paper_margins` has the
-other settings.
+L-Softmax. ``delta_neg`` and ``beta`` are the estimator's defaults, those of CIFAR-10 long-tailed
+100; `paper_margins` has the other settings.
 """
 
 

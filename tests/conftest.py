@@ -2,11 +2,15 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from sklearn.datasets import load_digits, make_classification
 
 from tests.tables import three_classes
 
 matplotlib.use("Agg")
+# The same examples in every run, however busy the machine is.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.load_profile("suite")
 # The estimators of the suite are small: more threads would only wait for one another.
 torch.set_num_threads(1)
 

@@ -19,7 +19,7 @@ from imbmargin.callbacks import (
 )
 from imbmargin.losses import LDAMLoss, MaxMarginLoss
 from imbmargin.samplers import ClassSampledLoader
-from imbmargin.weights import class_weights
+from imbmargin.weights import class_rates, class_weights
 
 
 class Spy(Callback):
@@ -245,12 +245,18 @@ def test_an_unknown_schedule(table):
         MaxMarginClassifier(lr_schedule="linear").fit(*table)
 
 
-def test_own_lr_scheduler_replaces_the_automatic_schedule(table):
+def test_own_lr_scheduler_replaces_the_automatic_schedule(images):
     from skorch.callbacks import LRScheduler
 
-    callbacks = [LRScheduler(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)]
-    clf = MaxMarginClassifier(lr=0.4, max_epochs=3, callbacks=callbacks).fit(*table)
-    assert clf.optimizer_.param_groups[0]["lr"] == pytest.approx(0.4 * 0.5**3)
+    X, y = images[0][:60], images[1][:60]
+    own = [LRScheduler(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)]
+    plain, clf = (
+        MaxMarginClassifier("mlp", lr=0.4, max_epochs=5, callbacks=callbacks).fit(X, y)
+        for callbacks in (None, own)
+    )
+    assert dict(plain.callbacks_)["lr_schedule"].schedule == "step"
+    assert dict(clf.callbacks_)["lr_schedule"].schedule is None
+    assert clf.history[:, "event_lr"] == pytest.approx([0.4, 0.2, 0.1, 0.05, 0.025])
 
 
 def test_early_stopping_restores_the_best_weights(table):
@@ -262,7 +268,7 @@ def test_early_stopping_restores_the_best_weights(table):
     assert len(scores) < 60
     stopped = dict(clf.callbacks_)["EarlyStopping"]
     assert stopped.best_epoch_ == len(scores) - 4
-    train, valid = None, None
+    valid = None
 
     class Keep(Callback):
         def on_epoch_begin(self, net, dataset_valid=None, **kwargs):
@@ -278,20 +284,17 @@ def test_early_stopping_restores_the_best_weights(table):
     from imbmargin import balanced_accuracy
 
     restored = balanced_accuracy(y[valid.indices], again.predict(X[valid.indices]))
-    assert train is None
     assert restored == pytest.approx(max(scores))
 
 
-def test_early_stopping_waits_for_the_deferred_phase(table):
-    X, y = table
-    clf = MaxMarginClassifier(
-        train_split=0.3,
-        drw_epoch=20,
-        max_epochs=40,
-        callbacks=[EarlyStopping(patience=2)],
-        random_state=0,
-    ).fit(X, y)
-    assert len(clf.history) > 20
+@pytest.mark.parametrize("name", ["drw_epoch", "drs_epoch", "loss_epoch"])
+@pytest.mark.parametrize("patience", [1, 2])
+def test_early_stopping_counts_nothing_before_the_deferred_phase(table, name, patience):
+    # With a rate of 0 the first score is the best, and every later epoch is one without progress.
+    settings = {"lr": 0.0, "optimizer": torch.optim.SGD, "train_split": 0.3, "random_state": 0}
+    stopping = EarlyStopping(patience=patience)
+    clf = MaxMarginClassifier(**{name: 20}, **settings, max_epochs=40, callbacks=[stopping])
+    assert len(clf.fit(*table).history) == 20 + patience
 
 
 def test_early_stopping_without_a_validation_part(table):
@@ -321,3 +324,35 @@ def test_a_training_without_a_schedule_has_the_rate_before_that_of_an_earlier_on
     rates = clf.history[:, "event_lr"]
     assert rates[2] < 0.005
     assert rates[3:] == [0.01] * 3
+
+
+class Rates(Callback):
+    """Keep the class rates of every epoch."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.seen = []
+
+    def on_epoch_begin(self, net, dataset_train=None, **kwargs):
+        self.seen.append(dataset_train.class_sampler.rates)
+
+
+def test_rates_between_the_start_of_re_sampling_and_the_last_epoch(table):
+    counts, kept = np.bincount(table[1]), Rates()
+    settings = {"callbacks": [kept], "random_state": 0}
+    clf = MaxMarginClassifier(resample="progressive", drs_epoch=3, max_epochs=6, **settings)
+    clf.fit(*table)
+    assert kept.seen[:3] == [None] * 3
+    for found, progress in zip(kept.seen[3:], (0, 0.5, 1), strict=True):
+        np.testing.assert_allclose(found, class_rates(counts, "progressive", progress=progress))
+    clf.partial_fit(*table)
+    np.testing.assert_allclose(kept.seen, [[1 / 3] * 3] * 6)
+    MaxMarginClassifier(drs_epoch=1, max_epochs=2, **settings).fit(*table)
+    np.testing.assert_allclose(kept.seen[1], class_rates(counts, "effective_number"))
+
+
+def test_the_early_step_and_the_cosine_schedule_have_their_values():
+    factors = [LR_SCHEDULES["early_step"](epoch, 200) for epoch in range(200)]
+    expected = [0.2, 0.4, 0.6, 0.8] + [1] * 116 + [1e-2] * 40 + [1e-4] * 40
+    np.testing.assert_allclose(factors, expected)
+    factors = [LR_SCHEDULES["cosine"](epoch, 50) for epoch in range(50)]
+    np.testing.assert_allclose(factors, (1 + np.cos(np.pi * np.arange(50) / 50)) / 2)

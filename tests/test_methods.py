@@ -3,7 +3,9 @@ import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 
-from imbmargin import LOSSES, METHODS, make_classifier
+from imbmargin import LOSSES, METHODS, MaxMarginClassifier, make_classifier
+from imbmargin.bbn import BBNClassifier
+from imbmargin.meta import MetaWeightNetClassifier
 from imbmargin.methods import (
     AFTER,
     CLASSES,
@@ -12,6 +14,13 @@ from imbmargin.methods import (
     paper_margins,
     published_error,
     trained_as,
+)
+from imbmargin.posthoc import LogitAdjustment, NearestClassMean, TauNormalization
+from imbmargin.pretraining import RotationPretrainer
+from imbmargin.two_stage import (
+    ClassifierRetraining,
+    LearnableWeightScaling,
+    MetaSampledRetraining,
 )
 
 MARGINS = {
@@ -131,3 +140,72 @@ def test_errors_of_the_paper(name):
 
 def test_an_empty_cell_was_not_published():
     assert published_error("HG-DRS", "cifar100_lt_100") is None
+
+
+DRW = {"class_weight": "effective_number", "drw_epoch": 0.8}
+DRS = {"resample": "effective_number", "drs_epoch": 0.8}
+ERM = {"loss": "cross_entropy"}
+# By hand from the papers and, where these are silent, from their code.
+OF_THE_PAPERS = {
+    "ERM": ERM,
+    "Focal": {"loss": "focal"},
+    "LDAM": {"loss": "ldam"},
+    "MM": {"loss": "mm"},
+    "CB-RS": ERM | {"resample": "effective_number"},
+    "CB-RW": ERM | {"class_weight": "effective_number"},
+    "CB-Focal": {"loss": "focal", "class_weight": "effective_number"},
+    "HG-DRS": {"loss": "hinge", **DRS},
+    "LDAM-HG-DRS": {"loss": "ldam_hinge", **DRS},
+    "M-DRW": {"loss": "uniform_margin", **DRW},
+    "LDAM-DRW": {"loss": "ldam", **DRW},
+    "LDAM-DRW+SSP": {"loss": "ldam", **DRW, "init_backbone": RotationPretrainer()},
+    "MM-DRW": {"loss": "mm", **DRW},
+    "MM-LDAM-DRW": {"loss": "mm_ldam", **DRW},
+    "BSCE": {"loss": "balanced_softmax"},
+    "LA": {"loss": "logit_adjusted"},
+    "VS": {"loss": "vs", "criterion__gamma": 0.15, "criterion__tau": 1.25},
+    "CDT": {"loss": "vs", "criterion__gamma": 0.2, "criterion__tau": 0.0},
+    "IB": {"loss": "influence_balanced", "loss_epoch": 0.5, "lr_schedule": "half_step"},
+    "L-Softmax": {"loss": "large_margin_softmax"},
+    "mixup": ERM | {"mixing": "mixup"},
+    "mixup-DRW": ERM | {"mixing": "mixup"} | DRW,
+    "remix": ERM | {"mixing": "remix"},
+    "remix-DRW": ERM | {"mixing": "remix"} | DRW,
+    "MM-DRW+mixup": {"loss": "mm", "mixing": "mixup", **DRW},
+    "MM-DRW+remix": {"loss": "mm", "mixing": "remix", **DRW},
+    "MM-LDAM-DRW+mixup": {"loss": "mm_ldam", "mixing": "mixup", **DRW},
+    "MM-LDAM-DRW+remix": {"loss": "mm_ldam", "mixing": "remix", **DRW},
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPERS)
+def test_a_method_is_what_its_paper_says(name):
+    assert repr(make_classifier(name)) == repr(MaxMarginClassifier(**OF_THE_PAPERS[name]))
+
+
+AROUND = {
+    "LA-post-hoc": LogitAdjustment(MaxMarginClassifier(**ERM)),
+    "tau-norm": TauNormalization(MaxMarginClassifier(**ERM)),
+    "NCM": NearestClassMean(MaxMarginClassifier(**ERM)),
+    "cRT": ClassifierRetraining(MaxMarginClassifier(**ERM)),
+    "LWS": LearnableWeightScaling(MaxMarginClassifier(**ERM)),
+    "MM-cRT": ClassifierRetraining(MaxMarginClassifier()),
+    "MM-LA": LogitAdjustment(MaxMarginClassifier()),
+    "BALMS": MetaSampledRetraining(MaxMarginClassifier(loss="balanced_softmax")),
+    "BBN": BBNClassifier(lr_schedule="early_step"),
+    "MW-Net": MetaWeightNetClassifier(),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_the_others_are_these_classes_with_their_defaults(name):
+    made, expected = make_classifier(name), AROUND[name]
+    if "max_epochs" in made.get_params(deep=False):
+        expected.set_params(max_epochs=made.max_epochs)
+    assert repr(made) == repr(expected)
+    if name in ("cRT", "LWS", "MM-cRT", "BALMS"):
+        assert make_classifier(name, max_epochs=200).max_epochs == 30
+
+
+def test_every_method_is_held_to_something():
+    assert {*OF_THE_PAPERS, *AROUND} == set(METHODS)

@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from sklearn.model_selection import GridSearchCV
-from skorch.callbacks import Callback, EpochScoring, LRScheduler
+from skorch.callbacks import Callback, EpochScoring, LRScheduler, ProgressBar
 from skorch.dataset import ValidSplit
 from torch.utils.data import TensorDataset
 
@@ -144,7 +144,19 @@ def test_a_finished_run_is_read_and_not_trained_again(table, tmp_path):
     assert Crash.epoch == 8
     assert_equal_nets(done, again)
     assert sorted(tmp_path.iterdir()) == files
-    assert again.partial_fit.__self__ is again
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"verbose": 1}),
+        ({"device": "cpu"}, {"device": torch.device("cpu")}),
+        ({}, {"callbacks": [ProgressBar()]}),
+    ],
+)
+def test_what_only_shows_may_come_and_go(table, tmp_path, before, after, capsys):
+    done = make(tmp_path, max_epochs=2, **before).fit(*table)
+    assert_equal_nets(done, make(tmp_path, max_epochs=2, **after).fit(*table))
 
 
 def test_a_run_without_a_seed_keeps_the_one_it_drew(table, tmp_path):

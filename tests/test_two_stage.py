@@ -64,12 +64,34 @@ def test_the_factors_of_lws_begin_at_1_and_end_above_it_for_rare_classes(rare):
     X, y = rare[:2]
     clf = LearnableWeightScaling(NETWORK, **SECOND).fit(X, y)
     factor = clf.net_.module_.head.factor
-    assert factor[2] != 1
+    assert factor[0] < 1 < factor[1] < factor[2]
     untouched = LearnableWeightScaling(clf.estimator, max_epochs=1, lr=1e-12, random_state=0)
     untouched.fit(X, y)
     np.testing.assert_allclose(
         untouched.decision_function(X), untouched.estimator_.decision_function(X), atol=1e-4
     )
+
+
+def test_lws_begins_at_the_scaled_logits_of_a_cosine_head(rare):
+    X, y = rare[:2]
+    network = clone(NETWORK).set_params(loss="mm", max_epochs=2)
+    clf = LearnableWeightScaling(network, max_epochs=1, lr=1e-12, random_state=0).fit(X, y)
+    expected = clf.estimator_.logit_scale_ * clf.estimator_.decision_function(X)
+    assert clf.estimator_.logit_scale_ == 30
+    np.testing.assert_allclose(clf.decision_function(X), expected, atol=1e-4)
+
+
+def test_the_second_stage_has_the_documented_settings(table):
+    first = MaxMarginClassifier(loss="cross_entropy", max_epochs=1, batch_size=50, random_state=0)
+    net = ClassifierRetraining(first, max_epochs=18, resample="square_root").fit(*table).net_
+    rates = [1 / 30, 2 / 30, *[0.1] * 4, *[0.01] * 6, *[0.001] * 6]
+    assert net.history_[:, "event_lr"] == pytest.approx(rates)
+    group = net.optimizer_.param_groups[0]
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 5e-4)
+    assert (net.batch_size, net.resample) == (50, "square_root")
+    meta = MetaSampledRetraining(first, max_epochs=1, rate_lr=0.5, loss="cross_entropy")
+    meta.fit(*table)
+    assert (meta.net_.rate_lr, meta.net_.loss) == (0.5, "cross_entropy")
 
 
 @every

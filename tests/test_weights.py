@@ -160,3 +160,10 @@ def test_other_arguments_out_of_range():
         class_rates([1, 1], "progressive", progress=2)
     with pytest.raises(ValueError, match="gives every class with rows the rate 0"):
         class_rates([1, 0], {0: 0.0})
+
+
+def test_rates_of_another_beta():
+    counts = np.array([100, 10, 1])
+    rate = counts / effective_number(counts, 0.9)
+    found = class_rates(counts, "effective_number", beta=0.9)
+    np.testing.assert_allclose(found, rate / rate.sum())

@@ -38,7 +38,7 @@ def test_a_job_measures_what_a_user_would(method):
     error = [np.mean(predicted[data.y_test == c] != c) for c in record["classes"]]
     np.testing.assert_allclose(record["per_class_error"], error)
     assert record["class_counts"] == [35, 15, 7]
-    assert record["n_train"], record["n_test"] == (57, 45)
+    assert (record["n_train"], record["n_test"]) == (57, 45)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 

@@ -41,6 +41,17 @@ def test_inputs_are_mixed_with_one_share_and_partners_are_a_permutation(mixing):
             torch.testing.assert_close(mixed.share, torch.tensor(expected))
 
 
+@pytest.mark.parametrize(("kappa", "tau"), [(2.0, 0.9), (9.5, 0.2), (3.0, 0.0)])
+def test_remix_with_its_arguments(kappa, tau):
+    for _ in range(20):
+        _, y, mixed = draw(Remix(kappa=kappa, tau=tau))
+        # Pairs of one class keep the share of their inputs.
+        lam = mixed.share[y == y[mixed.partner]][0].item()
+        pairs = zip(COUNTS[y].tolist(), COUNTS[y[mixed.partner]].tolist(), strict=True)
+        expected = [share_of_remix(lam, own, other, kappa, tau) for own, other in pairs]
+        torch.testing.assert_close(mixed.share, torch.tensor(expected))
+
+
 def share_of_remix(lam, own, other, kappa=3.0, tau=0.5):
     """Equation 4 of the remix paper, for one pair."""
     if own / other >= kappa and lam < tau:

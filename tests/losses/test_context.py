@@ -231,3 +231,68 @@ def test_a_deferred_loss_of_torch_is_an_error(table):
         MaxMarginClassifier(loss=nn.CrossEntropyLoss, loss_epoch=1, max_epochs=2).fit(*table)
     with pytest.raises(ValueError, match="loss_epoch=9 is never reached"):
         MaxMarginClassifier(loss="vs", loss_epoch=9, max_epochs=2).fit(*table)
+
+
+@pytest.mark.parametrize("name", ["mm", "mm_ldam", "ldam", "uniform_margin", "hinge", "ldam_hinge"])
+def test_a_loss_that_is_not_active_is_cross_entropy_of_the_scaled_logits(name, batch):
+    x, w, y = batch
+    loss = LOSSES[name](scale=4.0)
+    loss.set_class_counts(COUNTS)
+    loss.active = False
+    torch.testing.assert_close(loss(x @ w.T, y), F.cross_entropy(4 * (x @ w.T), y))
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 3, 4])
+def test_the_gradient_of_large_margin_softmax(multiple, batch):
+    x, w, y = batch
+    loss = LargeMarginSoftmaxLoss(multiple, blend=0.5, gamma=0.0).eval()
+    free = [part.clone().requires_grad_() for part in (x[:8], w)]
+
+    def of_both(features, weight):
+        return loss(features @ weight.T, y[:8], features=features, head_weight=weight)
+
+    assert torch.autograd.gradcheck(of_both, free)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_the_gradient_of_influence_balanced(detach, batch):
+    x, w, y = (part[:8] if len(part) == 40 else part for part in batch)
+    z = (x @ w.T).requires_grad_()
+    loss = InfluenceBalancedLoss(alpha=5.0, detach=detach)
+    loss.set_class_counts(COUNTS)
+    loss(z, y, features=x).backward()
+    inverse = 1 / torch.tensor(COUNTS, dtype=torch.float64)
+    factor = (5 * 4 * inverse / inverse.sum())[y]
+
+    def denominator(z):
+        return (z.softmax(1) - F.one_hot(y, 4)).abs().sum(1) * x.abs().sum(1) + 1e-3
+
+    held = denominator(z.detach())
+
+    def total(z):
+        losses = factor * F.cross_entropy(z, y, reduction="none")
+        return (losses / (held if detach else denominator(z))).mean()
+
+    step = 1e-6
+    for i, j in np.ndindex(8, 4):
+        moved = torch.zeros(8, 4, dtype=torch.float64)
+        moved[i, j] = step
+        change = total(z.detach() + moved) - total(z.detach() - moved)
+        assert z.grad[i, j].item() == pytest.approx(change.item() / (2 * step), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (LargeMarginSoftmaxLoss, {"multiple": 5}, r"multiple must be one of \[1, 2, 3, 4\], got 5"),
+        (LargeMarginSoftmaxLoss, {"blend": -1}, "blend must be at least 0, got -1"),
+        (LargeMarginSoftmaxLoss, {"gamma": -1}, "gamma must be at least 0, got -1"),
+        (LargeMarginSoftmaxLoss, {"power": -1}, "power must be at least 0, got -1"),
+        (LargeMarginSoftmaxLoss, {"least_blend": -1}, "least_blend must be at least 0, got -1"),
+        (InfluenceBalancedLoss, {"alpha": 0}, "alpha must be above 0, got 0"),
+        (InfluenceBalancedLoss, {"epsilon": 0}, "epsilon must be above 0, got 0"),
+    ],
+)
+def test_arguments_out_of_range(make, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
