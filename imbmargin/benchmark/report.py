@@ -21,9 +21,9 @@ _NOTES = (
     "Scores are those after the last epoch, on the test part, in percent; mean ± standard "
     "deviation over the seeds. Every method of a seed has the same training and test rows. Many, "
     "medium and few: error of classes with more than 100, 20 to 100, and fewer than 20 training "
-    "rows. Seconds are those of fit. Methods train TabM on tables (an MLP where a method looks into "
-    "the network) and a ResNet on images; the network behind the over-samplers is that of ERM on "
-    "tables."
+    "rows. Seconds are those of fit. Methods train TabM on tables (an MLP where a method looks "
+    "into the network) and a ResNet on images; the network behind the over-samplers is that of ERM "
+    "on tables."
 )
 
 _STYLE = """
