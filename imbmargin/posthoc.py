@@ -217,7 +217,8 @@ class LogitAdjustment(_TauAdjusted):
         else:
             counts = np.asarray(self.class_counts)
         finite = np.isfinite(counts) & (counts > 0)
-        if len(counts) not in (len(classes), len(self.classes_)) or not finite.all():
+        fits = counts.ndim == 1 and len(counts) in (len(classes), len(self.classes_))
+        if not fits or not finite.all():
             raise ValueError(
                 f"class_counts must be above 0 for each of the {len(self.classes_)} classes, got "
                 f"{counts.tolist()}; pass the rows of each class in the training data"

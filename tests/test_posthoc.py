@@ -219,6 +219,11 @@ def test_a_softmax_after_the_last_layer_is_looked_behind(rare):
             r"class_counts must be above 0 for each of the 3 classes, got \[1, 0, 2\]",
         ),
         (
+            lambda: LogitAdjustment(NETWORK, class_counts=[[1], [4], [2]]),
+            ValueError,
+            r"class_counts must be above 0 for each of the 3 classes, got \[\[1\], \[4\], \[2\]\]",
+        ),
+        (
             lambda: LogitAdjustment(NETWORK, class_counts=[1, np.nan, 2]),
             ValueError,
             r"class_counts must be above 0 for each of the 3 classes, got \[1.0, nan, 2.0\]",
