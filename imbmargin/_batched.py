@@ -177,7 +177,7 @@ class _ExactLinear(TorchFunctionMode):
 
 
 class _Linear(torch.autograd.Function):
-    """`torch.nn.functional.linear` inside vmap."""
+    """`linear` inside vmap, on contiguous rows as a single network has; others round otherwise."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -190,12 +190,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *parts: Tensor | None) -> tuple[Tensor, int]:
         def stacked(part: Tensor, dim: int | None) -> Tensor:
-            return (
-                part.expand(info.batch_size, *part.shape)
-                if dim is None
-                # A single network's rows are contiguous: others are rounded in another way.
-                else part.movedim(dim, 0).contiguous()
-            )
+            if dim is None:
+                return part.expand(info.batch_size, *part.shape)
+            return part.movedim(dim, 0).contiguous()
 
         pairs = zip(parts, in_dims, strict=True)
         return _StackedLinear.apply(*(p if p is None else stacked(p, dim) for p, dim in pairs)), 0

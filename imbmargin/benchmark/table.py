@@ -43,6 +43,15 @@ _FURTHER = ("macro_f1", "average_precision", "log_loss")
 
 _LOWER_IS_BETTER = {"many_error", "medium_error", "few_error"}
 
+# What titles do not say of the data, and what stands before it where it tells two groups apart.
+_TELLING = {
+    "source": "",
+    "target": "target ",
+    "n_max": "n_max ",
+    "image_size": "image_size ",
+    "state": "data ",
+}
+
 
 @dataclass(frozen=True)
 class Group:
@@ -217,10 +226,8 @@ def _data_of(record: dict[str, Any]) -> dict[str, Any]:
 def _told_apart(groups: list[Group]) -> list[Group]:
     """Return groups with the same title, each with what distinguishes its data."""
     data = [_data_of((group.records or group.failed)[0]) for group in groups]
-    words = {"source": "", "target": "target ", "n_max": "n_max ", "image_size": "image_size "}
-    words["state"] = "data "
-    differ = [name for name in words if len({str(each.get(name)) for each in data}) > 1]
-    texts = [", ".join(f"{words[name]}{each.get(name)}" for name in differ) for each in data]
+    differ = [name for name in _TELLING if len({str(each.get(name)) for each in data}) > 1]
+    texts = [", ".join(f"{_TELLING[name]}{each.get(name)}" for name in differ) for each in data]
     return [replace(group, distinction=text) for group, text in zip(groups, texts, strict=True)]
 
 
