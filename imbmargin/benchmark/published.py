@@ -71,12 +71,17 @@ def paper_tables(group: Group) -> list[Table]:
     measured = group.by_method
     rows = {name: records for name, records in measured.items() if name in METHODS}
     others = {name: records for name, records in measured.items() if name not in METHODS}
-    grid = _grid(group)
+    # Nothing was published for a part of the images.
+    setting = None if group.job["data"].get("n_max") else group.setting
+    grid = _grid(group, setting)
     tables = []
-    if rows:
+    for epoch, errors in _EPOCHS.items():
+        found = {name: errors(records) for name, records in rows.items()}
+        # What is done after a training has no best epoch.
+        known = {name: values for name, values in found.items() if not np.isnan(values).all()}
+        body = [_compare(name, _published(name, setting), known[name]) for name in known]
         head = ["method", "published", "measured", "difference", "runs"]
-        for epoch, errors in _EPOCHS.items():
-            body = [_compare(n, _published(n, group.setting), errors(rows[n])) for n in rows]
+        if body:
             tables.append((f"Table 1, error (%) of the {epoch}", [head, *body]))
     if grid:
         tables.append(("Tables 2 and 3, error (%) of MM-DRW over beta and delta_neg", grid))
@@ -103,12 +108,12 @@ def _compare(name: str, published: float | None, errors: np.ndarray) -> list[str
     return [name, *cells, str(len(errors))]
 
 
-def _grid(group: Group) -> Rows:
+def _grid(group: Group, setting: str | None) -> Rows:
     """Return the published grid beside what was measured of it."""
-    if group.setting not in paper_settings():
+    if setting is None or setting not in paper_settings():
         return []
     body = []
-    for point in paper_grid(str(group.setting)):
+    for point in paper_grid(setting):
         wanted = {"beta": point["beta"], "delta_neg": point["delta_neg"]}
         found = [
             record

@@ -102,8 +102,9 @@ def test_methods_that_go_on_after_training_have_a_row_without_a_published_figure
     lines = capsys.readouterr().out.splitlines()
     for name in (*AFTER, "VS"):
         found = [line.split() for line in lines if line.split()[:1] == [name]]
-        assert len(found) == 2
-        assert all(line[1] == "-" for line in found)
+        # Only what has epochs has a best one.
+        assert len(found) == (1 if name in AFTER else 2)
+        assert all(line[1] == "-" and line[2] != "-" for line in found)
     records = read_records(tmp_path / "jobs")
     assert all(("history" in r) == (r["job"]["method"] not in AFTER) for r in records)
 
@@ -177,6 +178,16 @@ def test_settings_that_were_not_published_have_no_figure():
     [job] = table_jobs("table1", [spec], ["ERM"], 1, 200, "float32", {})
     tables = paper_tables(group_records([make_record(job, 0.3, 0.3)])[0])
     assert tables[0][1][1] == ["ERM", "-", "30.00", "-", "1"]
+
+
+def test_a_part_of_the_images_has_no_published_figure():
+    spec = DataSpec("cifar/", None, "long_tailed", 100.0, n_max=500, dataset="cifar10")
+    jobs = table_jobs("table2", [spec], [], 1, 200, "float32", {})
+    tables = dict(paper_tables(group_records([make_record(job, 0.3, 0.3) for job in jobs])[0]))
+    assert not any("Tables 2 and 3" in caption for caption in tables)
+    for rows in (rows for caption, rows in tables.items() if caption.startswith("Table 1")):
+        assert rows[1:] == [["MM-DRW", "-", "30.00", "-", "1"]]
+    assert len(tables["Other arguments, error (%)"]) == 3
 
 
 def test_the_schedule_is_told():
