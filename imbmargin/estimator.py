@@ -371,7 +371,7 @@ default="auto"
                 built = self.initialized_instance(module, arguments)
             own = module not in MODULES.values()
             if own and layout is not None and num_classes is not None:
-                check_module(built, layout, num_classes)
+                check_module(built, layout, num_classes, self.device)
         if layout is not None and layout.image_shape is not None:
             built = built.to(memory_format=torch.channels_last)
         self.module_ = built

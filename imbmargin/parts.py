@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from skorch.callbacks import LRScheduler
+from skorch.utils import to_device
 from torch import nn
 
 from imbmargin._hardware import has_fast_bfloat16
@@ -236,14 +237,17 @@ def load_backbone(module: nn.Module, source: Any) -> None:
     backbone.load_state_dict(found.state_dict())
 
 
-def check_module(module: nn.Module, layout: Layout, num_classes: int) -> None:
-    """Run a user's module once, which also sizes lazy layers, and check what comes out.
+def check_module(module: nn.Module, layout: Layout, num_classes: int, device: Any) -> None:
+    """Run a module once where it will train, which also sizes lazy layers, and check its output.
 
     Raises
     ------
     ValueError
         If it does not take samples of this shape, or returns another number of columns.
     """
+    if len({p.device for p in module.parameters()}) > 1:
+        # A part of it is a trained network, which is on its device already.
+        to_device(module, device)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     was_training = module.training
     try:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 
@@ -80,6 +81,15 @@ def test_methods_that_go_on_after_training(name, table):
     assert not np.allclose(clf.predict_proba(X), plain.predict_proba(X))
     if hasattr(clf, "net_"):
         assert clf.net_.max_epochs == 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_predicts_on_a_cuda_device(name):
+    X, y = (part[:200] for part in load_digits(return_X_y=True))
+    images = (X.reshape(-1, 1, 8, 8) * 15).astype(np.uint8)
+    clf = make_classifier(name, max_epochs=2, device="cuda", random_state=0).fit(images, y)
+    assert np.isfinite(clf.predict_proba(images)).all()
 
 
 @pytest.mark.parametrize("name", METHODS)

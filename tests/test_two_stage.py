@@ -1,4 +1,5 @@
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,10 +16,13 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from imbmargin import MaxMarginClassifier, make_long_tailed
+from imbmargin.data.inputs import Layout
+from imbmargin.parts import check_module
 from imbmargin.two_stage import (
     ClassifierRetraining,
     LearnableWeightScaling,
     MetaSampledRetraining,
+    _FrozenFeatures,
 )
 
 NETWORK = MaxMarginClassifier(loss="cross_entropy", max_epochs=15, random_state=0)
@@ -242,6 +246,19 @@ def test_several_second_stages_keep_their_states_beside_one_first(rare, tmp_path
             clf = make(FrozenEstimator(first), max_epochs=1, lr=lr, random_state=0).fit(X, y)
             assert len(clf.net_.history_) == 1
     assert len(list(tmp_path.glob("second_stage-*/*.safetensors"))) == 4
+
+
+def test_a_network_that_is_on_its_device_gets_a_new_head_there():
+    # Without a second device at hand, one that only knows shapes.
+    network = _FrozenFeatures(
+        nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)).to("meta"),
+        "1",
+        partial(nn.Linear, 5, 3),
+        True,
+    )
+    assert network.head.weight.device.type == "cpu"
+    check_module(network, Layout("rows", (4,)), 3, "meta")
+    assert network.head.weight.device.type == "meta"
 
 
 def test_an_unknown_mode_is_an_error_before_training(rare):
