@@ -1,3 +1,5 @@
+import os
+
 import matplotlib
 import numpy as np
 import pytest
@@ -13,6 +15,26 @@ settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")
 # The estimators of the suite are small: more threads would only wait for one another.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cuda", action="store_true", help="run the tests for CUDA devices alone")
+
+
+def pytest_configure(config):
+    if not config.getoption("--cuda"):
+        # The other tests hold bits and look into tensors with NumPy, also in processes that they
+        # start: with device="auto" that is for the CPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config, items):
+    wanted = config.getoption("--cuda")
+    groups = {True: [], False: []}
+    for item in items:
+        groups[(item.get_closest_marker("cuda") is not None) == wanted].append(item)
+    items[:] = groups[True]
+    config.hook.pytest_deselected(items=groups[False])
 
 
 @pytest.fixture(scope="session")

@@ -466,7 +466,7 @@ def test_float16_scales_the_gradients(table, float16):
     assert clf.score(*table) > 0.85
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_cuda(table, precision):
     X, y = table

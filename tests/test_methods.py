@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 
@@ -83,7 +82,7 @@ def test_methods_that_go_on_after_training(name, table):
         assert clf.net_.max_epochs == 4
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_and_predicts_on_a_cuda_device(name):
     X, y = (part[:200] for part in load_digits(return_X_y=True))

@@ -219,7 +219,6 @@ def test_loading_leaves_the_global_random_states_alone(saved, path):
     assert np.array_equal(np.random.get_state()[1], before[1])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without CUDA")
 def test_a_model_of_a_cuda_device_loads_on_the_cpu(saved, table, path):
     saved.__dict__.update(device="cuda:1", precision="float16")
     save_model(saved, path)
@@ -230,7 +229,7 @@ def test_a_model_of_a_cuda_device_loads_on_the_cpu(saved, table, path):
     assert loaded.get_params()["device"] == "cpu"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_weights_on_a_cuda_device(table, path):
     X, y = table
     clf = MaxMarginClassifier(**SHORT, device="cuda").fit(X, y)

@@ -166,7 +166,7 @@ def test_data_stay_where_they_are_on_the_cpu():
     assert data.resident_on(torch.device("cpu")) is data
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("fits", [True, False])
 def test_batches_reach_a_cuda_device(monkeypatch, fits):
     if not fits:

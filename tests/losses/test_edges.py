@@ -198,7 +198,7 @@ def test_a_loss_of_ones_own_brings_per_sample():
         Zero()(torch.zeros(1, 2), torch.tensor([0]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @every_loss
 def test_buffers_follow_the_logits(make):
     logits, target = torch.randn(6, 3), torch.tensor([0, 0, 1, 2, 1, 2])
