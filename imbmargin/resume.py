@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from skorch.callbacks import EpochTimer, PrintLog, ProgressBar
 from skorch.history import History
+from skorch.utils import to_device
 from torch import nn
 
 from imbmargin.callbacks import load_state
@@ -192,7 +193,11 @@ def restore_parts(net: Any, state: dict[str, Any]) -> None:
     for name in _part_names(net):
         # A model that was saved after set_params(ema_decay=...) and before fit has no average yet.
         if name != "average" or name in state["parts"]:
-            load_state(getattr(net, f"{name}_"), state["parts"][name])
+            part = getattr(net, f"{name}_")
+            load_state(part, state["parts"][name])
+            if isinstance(part, nn.Module):
+                # Buffers that a loss has not made yet come from the file, in the host's memory.
+                to_device(part, net.device)
     # A callback such as Freezer acts in one epoch only, and no state_dict holds what it did.
     for name, weights in _weights(net):
         weights.requires_grad_(name not in state["frozen"])

@@ -62,6 +62,19 @@ def test_a_run_that_is_broken_off_goes_on_to_the_same_bits(name, epoch, table, t
     assert_equal_nets(resumed.fit(*table), whole)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_on_a_cuda_device_goes_on_there(name, table, tmp_path):
+    X, y = table
+    whole = make(name, device="cuda").fit(X, y)
+    with pytest.raises(RuntimeError, match="power cut"):
+        make(name, device="cuda", callbacks=[PowerCut(5)], checkpoint_dir=tmp_path).fit(X, y)
+    resumed = make(name, device="cuda", checkpoint_dir=tmp_path).fit(X, y)
+    np.testing.assert_allclose(resumed.predict_proba(X), whole.predict_proba(X), atol=1e-3)
+    buffers = [*resumed.module_.state_dict().values(), *resumed.criterion_.state_dict().values()]
+    assert all(buffer.is_cuda for buffer in buffers)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_in_a_file_predicts_and_goes_on(name, table, tmp_path):
     X, y = table
