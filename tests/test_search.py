@@ -84,6 +84,16 @@ def test_scores_are_those_of_one_at_a_time(name, table):
     assert repr(plain.best_estimator_) == repr(batched.best_estimator_)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "name", ["MM-DRW", "cross-entropy", "deferred sampling", "schedule", "batch norm"]
+)
+def test_scores_on_a_cuda_device(name, table):
+    arguments, grid = CONFIGURATIONS[name]
+    plain, batched = both(classifier(device="cuda", **arguments), grid, *table)
+    assert_same_results(plain, batched, atol=1e-3)
+
+
 def test_a_rest_of_one_row_joins_the_batch_before(small_table):
     assert_same_results(*both(classifier(batch_size=32), MARGINS, *small_table))
 
