@@ -450,7 +450,7 @@ class _Together(MaxMarginClassifier):
 
     def hand_back(self) -> list[MaxMarginClassifier]:
         """Give each classifier what is its own, and return those that stayed finite."""
-        losses = torch.stack(self.criterion_.means).double().cpu()
+        losses = torch.stack(self.criterion_.means).cpu().double()
         finite = []
         for number, run in enumerate(self.runs_):
             for index in run:

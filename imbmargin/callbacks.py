@@ -14,6 +14,7 @@ import torch
 from skorch.callbacks import Callback
 from skorch.callbacks import EarlyStopping as SkorchEarlyStopping
 from skorch.callbacks import PrintLog as SkorchPrintLog
+from skorch.utils import to_device
 
 from imbmargin._epochs import resolve_epoch, step_epochs
 from imbmargin.data.batches import rows_of_a_batch, targets_of
@@ -222,7 +223,8 @@ class DeferredReweighting(_Deferred):
             classes=getattr(net, "classes_", None),
             beta=self.beta,
         )
-        bind_class_weight(criterion, torch.as_tensor(weight, device=net.device))
+        bind_class_weight(criterion, torch.as_tensor(weight))
+        to_device(criterion, net.device)
         self.is_bound_ = True
 
 

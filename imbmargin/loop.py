@@ -110,7 +110,7 @@ class CheckpointedLoop(StoredClassifier):
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
             sizes.append(len(x) if isinstance(x, torch.Tensor) else get_len(x))
         # One transfer, where `item` for each batch would make the device wait for Python.
-        values = torch.stack(losses).double().tolist() if losses else []
+        values = torch.stack(losses).tolist() if losses else []
         rows = self.history[-1]["batches"]
         for value, size in zip(values, sizes, strict=True):
             rows.append({f"{prefix}_loss": value, f"{prefix}_batch_size": size})

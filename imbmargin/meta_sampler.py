@@ -218,8 +218,8 @@ class MetaSamplerClassifier(PairedBatches):
 
     def _draw_at_rates(self) -> None:
         with torch.no_grad():
-            rates = self.class_rates_().double().exp()
-        self._sampler.set_rates(rates.cpu().numpy(), by_batch=True)
+            rates = self.class_rates_().cpu().double().exp()
+        self._sampler.set_rates(rates.numpy(), by_batch=True)
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Change the rates, then run forward and backward on the batch."""

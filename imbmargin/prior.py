@@ -79,7 +79,7 @@ def trained_prior(clf: MaxMarginClassifier) -> NDArray[np.float64]:
         if resample is None:
             # Drawn without replacement, its shares vary as those of a larger batch with it.
             rows = rows * (total - 1) / (total - rows) if rows < total else np.inf
-        prior = _weighted_shares(rates, weight.double().cpu().numpy(), rows)
+        prior = _weighted_shares(rates, weight.cpu().double().numpy(), rows)
     if hasattr(clf.criterion_, "trained_prior"):
         prior = clf.criterion_.trained_prior(torch.from_numpy(prior)).numpy()
     return prior / prior.sum()

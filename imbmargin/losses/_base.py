@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 import torch
@@ -43,6 +43,14 @@ def weighted_mean(losses: Tensor, weight: Tensor | None = None) -> Tensor:
     return (weight * losses).sum() / torch.where(total > 0, total, 1.0)
 
 
+def _moved(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    """Move a tensor to a device, as float32 if that has no float64, like Apple's GPUs."""
+    try:
+        return move(tensor)
+    except TypeError:
+        return move(tensor.float())
+
+
 def check_number(name: str, value: float, least: float, *, above: bool = False) -> None:
     """Raise an error unless value >= least, or > least with ``above``."""
     if not (value > least if above else value >= least):
@@ -58,8 +66,10 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 def positive_counts(class_counts: Any) -> Tensor:
     """Return the counts as float64; a class without rows counts as many as the rarest class."""
-    counts = torch.as_tensor(class_counts).double()
-    return counts.clamp_min(torch.where(counts > 0, counts, torch.inf).min())
+    given = torch.as_tensor(class_counts)
+    counts = given.cpu().double()
+    counts = counts.clamp_min(torch.where(counts > 0, counts, torch.inf).min())
+    return _moved(counts, lambda tensor: tensor.to(given.device))
 
 
 class ClassCountLoss(nn.Module):
@@ -117,6 +127,7 @@ class ClassCountLoss(nn.Module):
             )
         self.class_counts = counts.detach().to(torch.int64).clone()
         self._counts_changed()
+        self._follow(counts.device)
 
     def set_class_weight(self, class_weight: Any) -> None:
         """Bind the class weights, or take them away with None.
@@ -135,7 +146,9 @@ class ClassCountLoss(nn.Module):
             self.class_weight = None
             self._weight_changed()
             return
-        weight = torch.as_tensor(class_weight, dtype=torch.float64).detach().clone()
+        if not isinstance(class_weight, Tensor):
+            class_weight = torch.as_tensor(class_weight, dtype=torch.float64)
+        weight = class_weight.detach().cpu().to(torch.float64, copy=True)
         if weight.ndim != 1 or not bool((torch.isfinite(weight) & (weight >= 0)).all()):
             raise ValueError(
                 "class_weight must be a 1-D array of finite weights of 0 or more, got "
@@ -148,6 +161,7 @@ class ClassCountLoss(nn.Module):
             )
         self.class_weight = weight
         self._weight_changed()
+        self._follow(class_weight.device)
 
     def trained_prior(self, prior: Tensor) -> Tensor:
         """Return the class shares for which logits hold that have learned from such shares (K,)."""
@@ -263,7 +277,10 @@ class ClassCountLoss(nn.Module):
         """Move the buffers once, if they were bound on another device than the logits'."""
         for name, buffer in self._buffers.items():
             if buffer is not None and buffer.device != device:
-                self._buffers[name] = buffer.to(device)
+                self._buffers[name] = _moved(buffer, lambda tensor: tensor.to(device))
+
+    def _apply(self, fn: Any, *args: Any) -> Any:
+        return super()._apply(lambda tensor: _moved(tensor, fn), *args)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # A fresh loss has no buffers yet: they take the shape of what is loaded.

@@ -208,6 +208,22 @@ def test_buffers_follow_the_logits(make):
     torch.testing.assert_close(loss(logits.cuda(), target.cuda()).cpu(), expected)
 
 
+@every_loss
+def test_a_device_without_float64_gets_float32(make):
+    def move(tensor):
+        if tensor.dtype == torch.float64:
+            raise TypeError("no float64, as on Apple's GPUs")
+        return tensor.clone()
+
+    loss = bound(make, 3)
+    loss.set_class_weight([1.0, 2.0, 3.0])
+    logits, target = torch.randn(6, 3), torch.tensor([0, 0, 1, 2, 1, 2])
+    expected = loss(logits, target)
+    loss._apply(move)
+    assert all(buffer.dtype != torch.float64 for buffer in loss.buffers())
+    torch.testing.assert_close(loss(logits, target), expected)
+
+
 def test_max_margin_in_half_precision():
     z = torch.tensor([[0.6, 0.2, -0.1]], dtype=torch.bfloat16)
     margin = max_margin(z, torch.tensor([0]))

@@ -1,5 +1,5 @@
 // A device for torch that lies in host memory and computes with the kernels of the CPU. An operation
-// on tensors of two devices is an error, as on CUDA.
+// on tensors of two devices is an error, as on CUDA, and if asked for float64 is, as on Apple's GPUs.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
@@ -75,12 +75,20 @@ at::Tensor on_cpu(const at::Tensor& tensor) {
       .make_tensor();
 }
 
+bool has_float64 = true;
+
+at::ScalarType known(std::optional<at::ScalarType> dtype) {
+  const auto type = c10::dtype_or_default(dtype);
+  TORCH_CHECK_TYPE(has_float64 || type != at::kDouble, "this device has no float64");
+  return type;
+}
+
 at::Tensor empty_strided(IntArrayRef sizes, IntArrayRef strides, std::optional<at::ScalarType> dtype,
                          std::optional<at::Layout>, std::optional<at::Device>,
                          std::optional<bool>) {
   return at::detail::empty_strided_generic(sizes, strides, &allocator,
                                            c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
-                                           c10::dtype_or_default(dtype));
+                                           known(dtype));
 }
 
 at::Tensor empty(IntArrayRef sizes, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
@@ -88,7 +96,7 @@ at::Tensor empty(IntArrayRef sizes, std::optional<at::ScalarType> dtype, std::op
                  std::optional<at::MemoryFormat> format) {
   return at::detail::empty_generic(sizes, &allocator,
                                    c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
-                                   c10::dtype_or_default(dtype), format);
+                                   known(dtype), format);
 }
 
 at::Tensor on_device(const at::Tensor& tensor) {
@@ -265,5 +273,6 @@ TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::m
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("refuse_float64", [] { has_float64 = false; });
   m.def("register_hooks", [] { at::RegisterPrivateUse1HooksInterface(new Hooks()); });
 }

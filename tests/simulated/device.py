@@ -10,6 +10,11 @@ from torch.utils import cpp_extension
 NAME = "simulated"
 
 
+def pytest_addoption(parser):
+    """Add what the device can be asked for."""
+    parser.addoption("--without-float64", action="store_true", help="refuse float64")
+
+
 def pytest_configure(config):
     """Make the device before a test is imported."""
     extension = cpp_extension.load(
@@ -18,6 +23,8 @@ def pytest_configure(config):
         extra_cflags=["-O1", "-w"],
     )
     extension.register_hooks()
+    if config.getoption("--without-float64"):
+        extension.refuse_float64()
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _device_module())
     torch.utils.generate_methods_for_privateuse1_backend()
