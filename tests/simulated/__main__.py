@@ -2,9 +2,9 @@
 
 It finds tensors that lie on another device than they are needed on. What is CUDA's own, such as
 speed, asynchronous copies and half precision, it cannot show. With ``--without-float64`` the device
-lacks what Apple's GPUs lack; the tests of float16 and of float64 rows, which are for CUDA only, then
-fail. The package and its tests are copied to a folder where they say
-"simulated" for "cuda". Arguments go to pytest. A C++ compiler and ninja are needed.
+lacks what Apple's GPUs lack; the tests of float16 and of float64 rows then fail, which only CUDA
+gets. The package and its tests are copied to a folder where they say "simulated" for "cuda".
+Arguments go to pytest. A C++ compiler and ninja are needed.
 """
 
 import os
