@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ Figure = tuple[Path, str]
 _MOST_BARS, _FEW_BARS = 9, 5
 # So many letters fit over the narrowest panel, and beside the legend of curves.
 _TITLE_LETTERS = 19
+_LEGEND_LETTERS = 60
 
 _CAPTIONS = {
     "classes": "Rows of each class.",
@@ -159,12 +161,32 @@ def _draw_classes(group: Group) -> Any:
     return ClassDistributionDisplay(counts, first["classes"]).plot().figure_
 
 
+def _short_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the names without the arguments that all of them have."""
+    parts = {name: re.split(r" (?=\w+=)", name) for name in names}
+    alike = set.intersection(*(set(arguments) for _, *arguments in parts.values()))
+    if len(parts) == 1:
+        alike = set()
+    return {name: " ".join(p for p in parts[name] if p not in alike) for name in parts}
+
+
+def _titles(group: Group, shown: Iterable[str]) -> dict[str, str]:
+    names = _short_names(group.by_method)
+    return {name: names[name] for name in shown}
+
+
+def _wrapped(name: str, letters: int) -> str:
+    return textwrap.fill(name, letters, break_on_hyphens=False)
+
+
 def _draw_errors(group: Group) -> Any:
     from imbmargin.plotting import PerClassErrorDisplay
 
-    first = group.records[0]
+    first, names = group.records[0], _short_names(group.by_method)
     errors = {
-        name: np.mean(np.array([r["per_class_error"] for r in records], dtype=float), axis=0)
+        _wrapped(names[name], _LEGEND_LETTERS): np.mean(
+            np.array([r["per_class_error"] for r in records], dtype=float), axis=0
+        )
         for name, records in group.by_method.items()
     }
     if len(errors) > _MOST_BARS:
@@ -174,12 +196,12 @@ def _draw_errors(group: Group) -> Any:
     return PerClassErrorDisplay(errors, first["class_counts"], first["classes"]).plot().figure_
 
 
-def _panels(names: list[str], columns: int, size: tuple[float, float], **kwargs: Any) -> Any:
-    """Return a figure and one of its axes for each name, which is its title."""
+def _panels(titles: dict[str, str], columns: int, size: tuple[float, float], **kwargs: Any) -> Any:
+    """Return a figure and one of its axes for each name, with its title."""
     import matplotlib.pyplot as plt
 
-    columns = min(columns, len(names))
-    rows = -(-len(names) // columns)
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
     figure, axes = plt.subplots(
         rows,
         columns,
@@ -188,32 +210,26 @@ def _panels(names: list[str], columns: int, size: tuple[float, float], **kwargs:
         squeeze=False,
         **kwargs,
     )
-    for ax in axes.flat[len(names) :]:
+    for ax in axes.flat[len(titles) :]:
         ax.remove()
-    for ax in axes.flat[max(0, len(names) - columns) : len(names)]:
+    for ax in axes.flat[max(0, len(titles) - columns) : len(titles)]:
         # Also where the axes below, which would have them, are removed.
         ax.tick_params(labelbottom=True)
-    panels = dict(zip(names, axes.flat, strict=False))
+    panels = dict(zip(titles, axes.flat, strict=False))
     for name, ax in panels.items():
-        _set_title(ax, name)
+        # A name with other arguments is longer than a panel is wide.
+        ax.set_title(_wrapped(titles[name], _TITLE_LETTERS), loc="right", fontsize="medium")
     return figure, panels
-
-
-def _set_title(ax: Any, name: str) -> None:
-    # A name with other arguments is longer than a panel is wide.
-    text = textwrap.fill(name, _TITLE_LETTERS, break_on_hyphens=False, break_long_words=False)
-    ax.set_title(text, loc="right", fontsize="medium")
 
 
 def _draw_curves(group: Group) -> Any:
     from imbmargin.plotting import TrainingCurvesDisplay
 
     shown = {n: rs[0] for n, rs in group.by_method.items() if "history" in rs[0]}
-    figure, panels = _panels(list(shown), 2, (4, 2.6))
+    figure, panels = _panels(_titles(group, shown), 2, (4, 2.6))
     for name, ax in panels.items():
         record = shown[name]
         TrainingCurvesDisplay(record["history"], record["deferred_epoch"]).plot(ax)
-        _set_title(ax, name)
     return figure
 
 
@@ -223,7 +239,7 @@ def _draw_tests(group: Group) -> Any:
         for name, records in group.by_method.items()
         if "history" in records[0]
     }
-    figure, panels = _panels(list(curves), 4, (2.4, 1.9), sharex=True, sharey=True)
+    figure, panels = _panels(_titles(group, curves), 4, (2.4, 1.9), sharex=True, sharey=True)
     for name, ax in panels.items():
         for epochs, errors in curves.values():
             ax.plot(epochs, errors, color="0.85", linewidth=1)
@@ -242,7 +258,7 @@ def _test_curve(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_margins(group: Group) -> Any:
     shown = {n: rs[0]["margins"] for n, rs in group.by_method.items() if "margins" in rs[0]}
-    figure, panels = _panels(list(shown), 4, (2.4, 1.9), sharex=True)
+    figure, panels = _panels(_titles(group, shown), 4, (2.4, 1.9), sharex=True)
     low, first, middle, third, high = range(len(MARGIN_QUANTILES))
     for name, ax in panels.items():
         boxes = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from imbmargin.benchmark.figures import _draw_errors, _panels
+from imbmargin.benchmark.figures import _draw_errors, _panels, _short_names
 from imbmargin.benchmark.report import write_report
 from imbmargin.benchmark.table import as_csv, as_markdown, as_text, group_records
 
@@ -188,9 +188,19 @@ def test_of_many_methods_the_first_and_the_best_have_bars(count):
     plt.close(figure)
 
 
+def test_figures_leave_out_the_arguments_that_all_methods_have():
+    names = ["ERM lr=[0.1, 0.2] scale=10", "NCM lr=[0.1, 0.2] scale=3", "cRT lr=[0.1, 0.2]"]
+    assert list(_short_names(names).items()) == [
+        (names[0], "ERM scale=10"),
+        (names[1], "NCM scale=3"),
+        (names[2], "cRT"),
+    ]
+    assert _short_names(names[:1]) == {names[0]: names[0]}
+
+
 def test_long_names_stay_over_their_panels():
     names = [f"{name} criterion__scale=10" for name in ("LDAM-DRW", "MM-DRW", "MM-LDAM-DRW")]
-    figure, panels = _panels(names, 4, (2.4, 1.9))
+    figure, panels = _panels({name: name for name in names}, 4, (2.4, 1.9))
     figure.canvas.draw()
     for name, ax in panels.items():
         method, argument = name.split(" ")
