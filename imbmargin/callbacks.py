@@ -224,7 +224,8 @@ class DeferredReweighting(_Deferred):
             beta=self.beta,
         )
         bind_class_weight(criterion, torch.as_tensor(weight))
-        to_device(criterion, net.device)
+        if isinstance(criterion, torch.nn.Module):
+            to_device(criterion, net.device)
         self.is_bound_ = True
 
 

@@ -48,6 +48,8 @@ def _moved(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
     try:
         return move(tensor)
     except TypeError:
+        if tensor.dtype != torch.float64:
+            raise
         return move(tensor.float())
 
 
@@ -66,10 +68,13 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 def positive_counts(class_counts: Any) -> Tensor:
     """Return the counts as float64; a class without rows counts as many as the rarest class."""
-    given = torch.as_tensor(class_counts)
-    counts = given.cpu().double()
-    counts = counts.clamp_min(torch.where(counts > 0, counts, torch.inf).min())
-    return _moved(counts, lambda tensor: tensor.to(given.device))
+    counts = torch.as_tensor(class_counts)
+    try:
+        counts = counts.double()
+    except TypeError:
+        # Apple's GPUs have no float64.
+        counts = counts.float()
+    return counts.clamp_min(torch.where(counts > 0, counts, torch.inf).min())
 
 
 class ClassCountLoss(nn.Module):
