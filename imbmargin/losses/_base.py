@@ -43,6 +43,14 @@ def weighted_mean(losses: Tensor, weight: Tensor | None = None) -> Tensor:
     return (weight * losses).sum() / torch.where(total > 0, total, 1.0)
 
 
+def _widest(tensor: Tensor) -> Tensor:
+    """Return the tensor as float64, or as float32 on a device that has none, like Apple's GPUs."""
+    try:
+        return tensor.double()
+    except TypeError:
+        return tensor.float()
+
+
 def _moved(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
     """Move a tensor to a device, as float32 if that has no float64, like Apple's GPUs."""
     try:
@@ -68,12 +76,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 def positive_counts(class_counts: Any) -> Tensor:
     """Return the counts as float64; a class without rows counts as many as the rarest class."""
-    counts = torch.as_tensor(class_counts)
-    try:
-        counts = counts.double()
-    except TypeError:
-        # Apple's GPUs have no float64.
-        counts = counts.float()
+    counts = _widest(torch.as_tensor(class_counts))
     return counts.clamp_min(torch.where(counts > 0, counts, torch.inf).min())
 
 
@@ -132,7 +135,6 @@ class ClassCountLoss(nn.Module):
             )
         self.class_counts = counts.detach().to(torch.int64).clone()
         self._counts_changed()
-        self._follow(counts.device)
 
     def set_class_weight(self, class_weight: Any) -> None:
         """Bind the class weights, or take them away with None.
@@ -153,7 +155,7 @@ class ClassCountLoss(nn.Module):
             return
         if not isinstance(class_weight, Tensor):
             class_weight = torch.as_tensor(class_weight, dtype=torch.float64)
-        weight = class_weight.detach().cpu().to(torch.float64, copy=True)
+        weight = _widest(class_weight.detach()).clone()
         if weight.ndim != 1 or not bool((torch.isfinite(weight) & (weight >= 0)).all()):
             raise ValueError(
                 "class_weight must be a 1-D array of finite weights of 0 or more, got "
@@ -166,7 +168,6 @@ class ClassCountLoss(nn.Module):
             )
         self.class_weight = weight
         self._weight_changed()
-        self._follow(class_weight.device)
 
     def trained_prior(self, prior: Tensor) -> Tensor:
         """Return the class shares for which logits hold that have learned from such shares (K,)."""
