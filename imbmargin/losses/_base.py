@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbmargin.losses._shifted import shifted_cross_entropy, takes_shifted
+
 __all__ = ["ClassCountLoss", "CrossEntropyLoss", "weighted_mean"]
 
 
@@ -231,6 +233,9 @@ class ClassCountLoss(nn.Module):
         if self._torch_takes_mean and self.active and sample_weight is None and shape[0] > 0:
             if class_weight is not None:
                 class_weight = class_weight.to(logits.dtype)
+            if takes_shifted(self.adjust, logits):
+                scale = getattr(self, "scale", 1.0)
+                return shifted_cross_entropy(logits, target, class_weight, self.adjust, scale)
             return F.cross_entropy(self.adjust(logits, target, **context), target, class_weight)
         losses = self.row_losses(logits, target, **context)
         return weighted_mean(losses, self.row_weight(losses, target, sample_weight))

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbmargin.losses._base import ClassCountLoss, check_number, positive_counts
+from imbmargin.losses._shifted import moved_by_constants
 
 __all__ = [
     "LDAMLoss",
@@ -146,8 +147,8 @@ def max_margin(
     >>> max_margin(z, torch.tensor([0, 1]))
     tensor([0.2725, 0.3679])
     """
-    gap = _gap(logits.detach(), target.unsqueeze(1))
-    margin = _margin_of_gap(gap, *_log_peaks(logits, delta_neg, beta))
+    own, rival = _own_and_rival(logits.detach(), target.unsqueeze(1))
+    margin = _margin_between(own, rival, *_log_peaks(logits, delta_neg, beta))
     return margin.squeeze(1).to(logits.dtype)
 
 
@@ -164,16 +165,18 @@ def _log_peaks(
     return -delta_neg, right if isinstance(right, Tensor) else logits.new_full((), right)
 
 
-def _gap(logits: Tensor, column: Tensor) -> Tensor:
-    """Return the sample margin γ, shape (n, 1)."""
+def _own_and_rival(logits: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logit of the label and the largest other one, each of shape (n, 1)."""
     rival = logits.scatter(1, column, float("-inf")).amax(dim=1, keepdim=True)
-    return logits.gather(1, column) - rival
+    return logits.gather(1, column), rival
 
 
-def _margin_of_gap(gap: Tensor, wrong: float | Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
-    """Return Δ from s γ, and from -δ⁻ and -δ⁺: log Δ on the two sides of the boundary."""
-    log_peak = torch.where(gap >= 0, right, wrong)
-    return torch.sub(log_peak, gap.abs(), alpha=1 / scale).exp_()
+def _margin_between(
+    own: Tensor, rival: Tensor, wrong: float | Tensor, right: Tensor, scale: float = 1.0
+) -> Tensor:
+    """Return Δ from both logits times s, and from -δ⁻ and -δ⁺: log Δ at the two sides of γ = 0."""
+    log_peak = torch.where(own < rival, wrong, right)
+    return torch.sub(log_peak, (own - rival).abs_(), alpha=1 / scale).exp_()
 
 
 def max_margin_loss(
@@ -219,14 +222,14 @@ def _max_margin_logits(
     scaled = logits * scale
     # In torch.func, vmap cannot write what is batched into what is not.
     if torch._C._are_functorch_transforms_active() or not scale > 0:
-        margin = _margin_of_gap(_gap(logits.detach(), column), wrong, right)
+        margin = _margin_between(*_own_and_rival(logits.detach(), column), wrong, right)
         return scaled.scatter_add(1, column, (margin * -scale).to(scaled.dtype))
     # The buffer also serves to find the best other class. For autograd, which does not follow the
     # alias, it stays s z: what the label's entry is changed by is a constant.
     plain = scaled.detach()
     own = plain.gather(1, column)
     rival = plain.scatter_(1, column, float("-inf")).amax(dim=1, keepdim=True)
-    margin = _margin_of_gap(own - rival, wrong, right, scale)
+    margin = _margin_between(own, rival, wrong, right, scale)
     plain.scatter_(1, column, own.sub_(margin, alpha=scale))
     return scaled
 
@@ -294,6 +297,7 @@ class LDAMLoss(ClassCountLoss):
         assert self.margins is not None
         return self.margins
 
+    @moved_by_constants
     def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return s (z - m_y e_y), shape (n, K)."""
         return _ldam_logits(logits, target, self._margin(logits), self.scale)
@@ -392,13 +396,14 @@ class MaxMarginLoss(ClassCountLoss):
         # A conversion in each batch would cost as much as one of the steps that make Δ.
         self._margins32 = self.margins.float()
 
+    @moved_by_constants
     def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return s (z - Δ e_y), shape (n, K)."""
         column = target.unsqueeze(1)
         if self.label_aware:
-            self._need_counts()
             margins = self.margins if logits.dtype == torch.float64 else self._margins32
-            assert margins is not None
+            if margins is None:
+                margins = self._need_counts()
             wrong = margins.gather(0, target).unsqueeze(1) - self.delta_neg
             return _max_margin_logits(logits, column, wrong, self.beta * wrong, self.scale)
         peaks = _log_peaks(logits, self.delta_neg, self.beta)
