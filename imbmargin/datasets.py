@@ -396,6 +396,8 @@ def load_cifar(
         If there is no such folder.
     ValueError
         If the data set is unknown, is not in the folder, or is not there completely.
+    OSError
+        If it cannot be fetched.
 
     Notes
     -----

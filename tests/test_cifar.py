@@ -1,6 +1,10 @@
 import errno
 import os
 import pickle
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -78,6 +82,75 @@ def test_published_batches_keep_their_order(tmp_path, monkeypatch):
     X, y = make_long_tailed(data.X_train, data.y_train, imbalance_ratio=5, protocol="ldam")
     assert np.unique(y, return_counts=True)[1].tolist()[::9] == [10, 2]
     assert len(X) == len(y)
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """Let torchvision fetch an archive of a folder over HTTP, from this computer."""
+    served = tmp_path / "served"
+    served.mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=served)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+
+        def publish(kind, base):
+            archive = served / kind.filename
+            with tarfile.open(archive, "w:gz") as file:
+                file.add(base, kind.base_folder)
+            url = f"http://127.0.0.1:{server.server_port}/{kind.filename}"
+            monkeypatch.setattr(kind, "url", url)
+            monkeypatch.setattr(kind, "tgz_md5", datasets.utils.calculate_md5(archive))
+
+        yield publish
+        server.shutdown()
+
+
+def test_what_is_asked_for_is_fetched_once(tmp_path, serve, monkeypatch):
+    published, root = tmp_path / "published", tmp_path / "data" / "new"
+    published.mkdir()
+    serve(datasets.CIFAR10, write_batches(published, monkeypatch))
+    fetched = load_cifar(root, download=True)
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:1/nowhere")
+    for again in (load_cifar(root, download=True), load_cifar(root)):
+        np.testing.assert_array_equal(again.X_train, fetched.X_train)
+    np.testing.assert_array_equal(fetched.X_test, load_cifar(published).X_test)
+    by_hand = tmp_path / "by hand"
+    by_hand.mkdir()
+    (root / datasets.CIFAR10.filename).rename(by_hand / datasets.CIFAR10.filename)
+    np.testing.assert_array_equal(load_cifar(by_hand, download=True).X_test, fetched.X_test)
+    assert fetched.y_train[:11].tolist() == [*NAMES, "class0"]
+
+
+def test_cifar_100_has_its_fine_labels(tmp_path, serve, monkeypatch):
+    kind, names = datasets.CIFAR100, [f"fine{i}" for i in range(100)]
+    base = tmp_path / kind.base_folder
+    base.mkdir()
+    rng = np.random.default_rng(0)
+    entry = {
+        "data": rng.integers(0, 255, (200, 3 * 32 * 32), dtype=np.uint8),
+        "fine_labels": [i % 100 for i in range(200)],
+        "coarse_labels": [i % 20 for i in range(200)],
+    }
+    for name in ("train", "test"):
+        (base / name).write_bytes(pickle.dumps(entry))
+    (base / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
+    md5 = {name: datasets.utils.calculate_md5(base / name) for name in ("train", "test", "meta")}
+    monkeypatch.setattr(kind, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(kind, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5["meta"]})
+    serve(kind, base)
+    data = load_cifar(tmp_path / "new", "cifar100", download=True)
+    assert data.X_train.shape == data.X_test.shape == (200, 3, 32, 32)
+    assert data.y_train.tolist() == names * 2
+
+
+def test_what_cannot_be_fetched_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:1/nowhere")
+    with pytest.raises(
+        OSError,
+        match=r"cifar10 could not be fetched from http.*nowhere \(.*put cifar-10-python.tar",
+    ):
+        load_cifar(tmp_path, download=True)
 
 
 def test_a_damaged_batch_is_an_error(tmp_path, monkeypatch):

@@ -94,6 +94,8 @@ def read_batches(root: Path, dataset: str, download: bool) -> tuple[Listing, Lis
     ------
     ValueError
         If a file is missing or damaged.
+    OSError
+        If they cannot be fetched, or not be read.
     """
     from torchvision import datasets
 
@@ -104,6 +106,13 @@ def read_batches(root: Path, dataset: str, download: bool) -> tuple[Listing, Lis
         raise ValueError(
             f"{root / _BATCHES[dataset]} is missing files or damaged ({error}); copy it again, or "
             "pass download=True (--download)"
+        ) from error
+    except OSError as error:
+        if not download:
+            raise
+        raise OSError(
+            f"{dataset} could not be fetched from {factory.url} ({error}); try again, or put "
+            f"{factory.filename} into {root}, where it is looked for first"
         ) from error
     train, test = (
         (part.data.transpose(0, 3, 1, 2), np.array(part.classes)[part.targets]) for part in parts
