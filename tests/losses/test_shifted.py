@@ -71,6 +71,21 @@ def test_many_classes_take_it(make, weighted, shape, taken, monkeypatch):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.cuda
+@every_loss
+@weighted
+def test_a_device_has_the_values_of_the_cpu(make, weighted, taken):
+    logits, target = batch(140, 1013, torch.float32)
+    loss = bound(make, 1013, weighted)
+    expected = loss(logits, target), *torch.autograd.grad(loss(logits, target), logits)
+    loss, there = loss.cuda(), logits.detach().cuda().requires_grad_()
+    value = loss(there, target.cuda())
+    found = value, *torch.autograd.grad(value, there)
+    assert len(taken) == 3
+    assert all(tensor.is_cuda for tensor in found)
+    torch.testing.assert_close([tensor.cpu() for tensor in found], [*expected])
+
+
 @every_loss
 @weighted
 @pytest.mark.parametrize("shape", [(12, 2), (7, 5), (33, 17)])
