@@ -29,6 +29,7 @@ from imbmargin.metrics import balanced_accuracy
 from imbmargin.modules import MODULES, channel_statistics
 from imbmargin.parts import (
     adapt_module,
+    check_arguments,
     check_module,
     check_row_weights,
     check_sizes,
@@ -38,9 +39,9 @@ from imbmargin.parts import (
     load_backbone,
     loss_arguments,
     module_arguments,
-    optimizer_defaults,
     resolve_loss,
     resolve_module,
+    resolve_optimizer,
     resolve_precision,
 )
 from imbmargin.randomness import isolated_random_state
@@ -310,14 +311,17 @@ default="auto"
         given = super().get_params_for(prefix)
         if prefix == "module":
             module = resolve_module(self.module, self._layout)
+            check_arguments(prefix, module, given)
             if not isinstance(module, torch.nn.Module):
                 loss = resolve_loss(self.loss)
                 sizes = module_arguments(module, self._layout, self._num_classes, loss)
                 check_sizes(module, {**sizes, **given})
                 return {**sizes, **given}
         elif prefix == "criterion":
+            loss = resolve_loss(self.loss)
+            check_arguments(prefix, loss, given)
             own = {"delta_neg": self.delta_neg, "beta": self.beta}
-            return {**loss_arguments(resolve_loss(self.loss), own, self.module_), **given}
+            return {**loss_arguments(loss, own, self.module_), **given}
         return given
 
     def get_params_for_optimizer(
@@ -327,10 +331,9 @@ default="auto"
         args, given = super().get_params_for_optimizer(prefix, named_parameters)
         if given["lr"] == "auto":
             del given["lr"]
-        optimizer = self.optimizer
-        if optimizer == "auto":
-            optimizer, defaults = optimizer_defaults(self._layout)
-            given = {**defaults, **given}
+        optimizer, defaults = resolve_optimizer(self.optimizer, self._layout)
+        check_arguments(prefix, optimizer, given)
+        given = {**defaults, **given}
         return args, {**fused_step(optimizer, given, self.module_), **given}
 
     @property
@@ -389,8 +392,7 @@ default="auto"
     def initialize_optimizer(self, *_: Any) -> MaxMarginClassifier:
         """Make the optimizer, and the gradient scaler that float16 needs."""
         args, kwargs = self.get_params_for_optimizer("optimizer", self.get_all_learnable_params())
-        auto = self.optimizer == "auto"
-        optimizer = optimizer_defaults(self._layout)[0] if auto else self.optimizer
+        optimizer = resolve_optimizer(self.optimizer, self._layout)[0]
         self.optimizer_ = optimizer(*args, **kwargs)
         self._initialize_grad_scaler()
         return self

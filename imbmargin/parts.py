@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -21,6 +21,7 @@ from imbmargin.modules import MODULES, replace_head
 
 __all__ = [
     "adapt_module",
+    "check_arguments",
     "check_module",
     "check_row_weights",
     "check_sizes",
@@ -30,10 +31,10 @@ __all__ = [
     "load_backbone",
     "loss_arguments",
     "module_arguments",
-    "optimizer_defaults",
     "resolve_device",
     "resolve_loss",
     "resolve_module",
+    "resolve_optimizer",
     "resolve_precision",
 ]
 
@@ -306,12 +307,47 @@ def check_row_weights(loss: Any, cause: str) -> None:
         ) from error
 
 
-def optimizer_defaults(layout: Layout | None) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """Return the optimizer of "auto" and its arguments.
+def check_arguments(prefix: str, part: Any, given: Iterable[str]) -> None:
+    """Check that the constructor of a part takes the arguments that are given for it.
+
+    Raises
+    ------
+    TypeError
+        If it does not.
+    """
+    made = type(part) if isinstance(part, nn.Module) else part
+    try:
+        parameters = inspect.signature(made).parameters
+    except ValueError:  # what is built in does not always tell
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in given:
+        if name not in parameters:
+            raise TypeError(
+                f"{prefix}__{name} is no argument of {getattr(made, '__name__', made)}, which "
+                f"takes {', '.join(parameters) or 'none'}; take it away, or correct its name"
+            )
+
+
+def resolve_optimizer(optimizer: Any, layout: Layout | None) -> tuple[Any, dict[str, Any]]:
+    """Return the class of an optimizer, and the arguments that come with "auto".
 
     Images: the protocol of the LDAM and MM papers. Tables: AdamW, which needs no tuning of the
     rate to the scale of the problem, with a decay that was best on half of the benchmark's tables.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
     """
+    if callable(optimizer):
+        return optimizer, {}
+    if optimizer != "auto":
+        raise ValueError(
+            "optimizer must be 'auto' or a class such as torch.optim.AdamW, whose arguments are "
+            f"optimizer__*, got {optimizer!r}"
+        )
     if layout is not None and layout.image_shape is not None:
         return torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4}
     return torch.optim.AdamW, {"lr": 2e-3, "weight_decay": 0.1}

@@ -66,6 +66,7 @@ def test_bad_data(data, message):
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"train_split": 1.5}, "train_split must be a fraction between 0 and 1, got 1.5"),
         ({"lr_schedule": "linear"}, "lr_schedule must be one of"),
+        ({"optimizer": "sgd"}, "optimizer must be 'auto' or a class such as .* got 'sgd'"),
         ({"random_state": "seed"}, "random_state must be None, an int or a numpy"),
         ({"random_state": -1}, "random_state must be 0 or more, got -1"),
         ({"modul__head": 1}, "unexpected argument.*modul__head"),
@@ -75,6 +76,37 @@ def test_bad_data(data, message):
 def test_bad_parameters(parameters, message):
     with pytest.raises(ValueError, match=message):
         MaxMarginClassifier(**{"max_epochs": 5, **parameters}).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"loss": "cross_entropy", "criterion__scale": 10}, "criterion__scale is no.* takes none;"),
+        (
+            {"criterion__scales": 10},
+            "criterion__scales is no argument of MaxMarginLoss.* beta, scale,",
+        ),
+        ({"loss": torch.nn.CrossEntropyLoss(), "criterion__s": 1}, "criterion__s is no .* weight,"),
+        ({"module__hidden": 10}, "module__hidden is no argument of MLP, which .* hidden_units,"),
+        ({"optimizer": torch.optim.SGD, "optimizer__m": 1}, "optimizer__m is no .*SGD.* momentum,"),
+        ({"delta_neg": "a"}, "delta_neg must be a number of at least 0, got 'a'"),
+        ({"beta": None}, "beta must be a number above 0, got None"),
+    ],
+)
+def test_arguments_that_a_part_does_not_take(parameters, message):
+    with pytest.raises(TypeError, match=message):
+        MaxMarginClassifier(max_epochs=1, **parameters).fit(X, Y)
+
+
+def test_arguments_of_any_name():
+    def network(**sizes):
+        return torch.nn.Linear(sizes["columns"], 2)
+
+    MaxMarginClassifier(network, module__columns=3, max_epochs=1).fit(X, Y)
+    with pytest.raises(TypeError, match="optimizer__lrr is no argument of SGD"):
+        MaxMarginClassifier(
+            network, module__columns=3, optimizer=torch.optim.SGD, optimizer__lrr=1, max_epochs=1
+        ).fit(X, Y)
 
 
 def test_bad_sample_weights():

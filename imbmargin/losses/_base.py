@@ -65,8 +65,13 @@ def _moved(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
 
 def check_number(name: str, value: float, least: float, *, above: bool = False) -> None:
     """Raise an error unless value >= least, or > least with ``above``."""
-    if not (value > least if above else value >= least):
-        word = "above" if above else "at least"
+    word = "above" if above else "at least"
+    try:
+        fits = value > least if above else value >= least
+    except TypeError as error:
+        kind = f"a number {'above' if above else 'of at least'} {least:g}"
+        raise TypeError(f"{name} must be {kind}, got {value!r}") from error
+    if not fits:
         raise ValueError(f"{name} must be {word} {least:g}, got {value!r}; pass a larger {name}")
 
 
