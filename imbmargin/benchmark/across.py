@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from imbmargin.benchmark.contenders import CONTENDERS
 from imbmargin.benchmark.ranks import against_control, critical_difference, friedman, mean_ranks
-from imbmargin.benchmark.table import Group, Rows, method_label
+from imbmargin.benchmark.table import Group, Rows, fit_seconds, method_label
 
 __all__ = ["CONTROL", "METRICS", "NOTES", "Comparison", "compare_tables", "share_scores"]
 
@@ -241,7 +241,7 @@ def _results(group: Group) -> dict[tuple[str, int], dict[str, float]]:
     """Return scores and time of fit by method and seed; a failure has those of the class shares."""
     folds = {record["job"]["seed"]: record for record in group.records}
     found = {
-        (method, record["job"]["seed"]): record["scores"] | {"seconds": record["seconds"]["fit"]}
+        (method, record["job"]["seed"]): record["scores"] | {"seconds": fit_seconds(record)}
         for method, records in group.by_method.items()
         for record in records
     }

@@ -21,6 +21,7 @@ __all__ = [
     "as_csv",
     "as_markdown",
     "as_text",
+    "fit_seconds",
     "group_records",
     "method_label",
     "spread",
@@ -126,7 +127,7 @@ class Group:
         return {
             name: {
                 **{c: 100 * np.array([r["scores"][c] for r in rs], dtype=float) for c in COLUMNS},
-                "seconds": np.array([r["seconds"]["fit"] for r in rs]),
+                "seconds": np.array([fit_seconds(r) for r in rs]),
             }
             for name, rs in self.by_method.items()
         }
@@ -172,6 +173,12 @@ def method_label(record: dict[str, Any]) -> str:
         usual = table_arguments(job["method"], setting_of(job["data"]))
     further = [f"{k}={v}" for k, v in job.get("arguments", []) if usual.get(k) != v]
     return " ".join([str(job["method"]), *further])
+
+
+def fit_seconds(record: dict[str, Any]) -> float:
+    """Return the seconds of a training, with those of the pre-training before it."""
+    before = record.get("pretraining") or {"seconds": 0.0}
+    return float(record["seconds"]["fit"] + before["seconds"])
 
 
 def spread(values: np.ndarray, digits: int = 1) -> str:
@@ -262,7 +269,7 @@ def as_csv(groups: list[Group]) -> str:
         for record in group.records:
             # Records of earlier versions lack the further ones.
             scores = [record["scores"].get(column) for column in columns]
-            seconds = [record["seconds"]["fit"], record["seconds"]["predict"]]
+            seconds = [fit_seconds(record), record["seconds"]["predict"]]
             writer.writerow(
                 [group.title, method_label(record), record["job"]["seed"], *scores, *seconds]
             )

@@ -79,6 +79,16 @@ def test_rows_have_mean_and_sample_deviation_in_the_order_of_the_methods():
     assert group.title == "a<b, step, ratio 10, 3 epochs"
 
 
+def test_the_seconds_hold_the_pretraining():
+    records = [make_record("MM-DRW", 0, 0.9), make_record("LDAM-DRW+SSP", 0, 0.9)]
+    records[0]["pretraining"] = None
+    records[1]["pretraining"] = {"epochs": 3, "seconds": 2.5}
+    [group] = group_records(records)
+    assert [row[-1] for row in group.rows()] == ["seconds", "3.5", "1.0"]
+    rows = csv.DictReader(as_csv([group]).splitlines())
+    assert {row["method"]: row["fit_seconds"] for row in rows}["LDAM-DRW+SSP"] == "3.5"
+
+
 def test_further_arguments_come_after_the_plain_method_by_their_size():
     records = [make_record("MM-DRW", 0, 0.5) for _ in range(4)]
     for record, scale in zip(records[1:], (10, 5, 2.5), strict=True):
