@@ -40,6 +40,7 @@ def test_every_run_is_done_and_tells_how_it_was_made(folder):
         "cifar10-lt100-200-combined",
         "cifar10-lt100-40-float32",
         "cifar10-lt100-40",
+        "cifar10-step100-40",
         "digits",
         "digits-hinge",
         "digits-scale",
