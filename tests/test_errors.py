@@ -89,8 +89,8 @@ def test_bad_parameters(parameters, message):
         ({"loss": torch.nn.CrossEntropyLoss(), "criterion__s": 1}, "criterion__s is no .* weight,"),
         ({"module__hidden": 10}, "module__hidden is no argument of MLP, which .* hidden_units,"),
         ({"optimizer": torch.optim.SGD, "optimizer__m": 1}, "optimizer__m is no .*SGD.* momentum,"),
-        ({"delta_neg": "a"}, "delta_neg must be a number of at least 0, got 'a'"),
-        ({"beta": None}, "beta must be a number above 0, got None"),
+        ({"delta_neg": "a"}, "delta_neg must be a number, at least 0, got 'a'"),
+        ({"beta": None}, "beta must be a number, above 0, got None"),
     ],
 )
 def test_arguments_that_a_part_does_not_take(parameters, message):

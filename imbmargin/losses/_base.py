@@ -69,8 +69,7 @@ def check_number(name: str, value: float, least: float, *, above: bool = False) 
     try:
         fits = value > least if above else value >= least
     except TypeError as error:
-        kind = f"a number {'above' if above else 'of at least'} {least:g}"
-        raise TypeError(f"{name} must be {kind}, got {value!r}") from error
+        raise TypeError(f"{name} must be a number, {word} {least:g}, got {value!r}") from error
     if not fits:
         raise ValueError(f"{name} must be {word} {least:g}, got {value!r}; pass a larger {name}")
 
