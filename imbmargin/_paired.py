@@ -14,12 +14,13 @@ __all__ = ["PairedBatches"]
 
 
 class PairedBatches(MaxMarginClassifier):
-    """Classifier whose step finds a second batch in ``_partners``.
+    """Classifier whose step finds a second batch in ``_partner``.
 
     A subclass says in `_partner_rates` at which rates it is drawn.
     """
 
     _partners: Iterator[Any]
+    _partner: Any
 
     def _partner_rates(self, class_counts: np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -36,3 +37,9 @@ class PairedBatches(MaxMarginClassifier):
             super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
         finally:
             del self._partners
+            self.__dict__.pop("_partner", None)
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take one optimization step, in which `train_step_single` may be called several times."""
+        self._partner = next(self._partners)
+        return super().train_step(batch, **fit_params)

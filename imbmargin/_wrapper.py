@@ -105,8 +105,11 @@ class Wrapper(MetaEstimatorMixin, LogitClassifier):
 
 
 def training_counts(estimator: Any, X: Any, y: Any, classes: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the training rows of each class: the estimator's own, else those of y."""
-    own = getattr(estimator, "class_counts_", None)
+    """Return the rows of each class that a classifier learned from: its own count, else y's.
+
+    That of a network at the end of a Pipeline is taken after the Pipeline's samplers.
+    """
+    own = getattr(last_step(estimator), "class_counts_", None)
     if own is not None:
         return np.asarray(own)
     labels = targets_of(X) if y is None and is_dataset(X) else column_or_1d(y)

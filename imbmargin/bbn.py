@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from imbmargin._paired import PairedBatches
+from imbmargin.modules import CosineLinear
+from imbmargin.modules.heads import fresh_head
 from imbmargin.randomness import isolated_random_state
 
 __all__ = ["BBNClassifier", "BilateralNetwork"]
@@ -50,15 +52,23 @@ class BilateralNetwork(nn.Module):
         super().__init__()
         backbone: Any = getattr(network, "backbone", None)
         head: Any = getattr(network, "head", None)
-        if not isinstance(backbone, nn.Sequential) or not hasattr(head, "in_features"):
+        if not isinstance(backbone, nn.Sequential) or not isinstance(
+            head, (nn.Linear, CosineLinear)
+        ):
             raise ValueError(
-                f"BBN needs a module with a Sequential as `backbone` and a linear `head`, got "
-                f"{type(network).__name__}; for tables use 'mlp'"
+                "BBN needs a module with a Sequential as `backbone` and a Linear or CosineLinear "
+                f"as `head`, got {type(network).__name__}; for tables use 'mlp'"
             )
         if not 1 <= branch_layers < len(backbone):
             raise ValueError(
                 f"branch_layers must be between 1 and {len(backbone) - 1} for this backbone, got "
                 f"{branch_layers!r}"
+            )
+        if not any(True for _ in backbone[-branch_layers:].parameters()):
+            raise ValueError(
+                f"the branches would have no weights: the last {branch_layers} of the backbone's "
+                f"{len(backbone)} layers have none; give it more layers, as "
+                "module__hidden_units=(128, 128), or choose branch_layers"
             )
         if hasattr(network, "input_norm"):
             self.input_norm = network.input_norm
@@ -72,7 +82,7 @@ class BilateralNetwork(nn.Module):
                 reset()
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
-        self.head = nn.Linear(2 * int(head.in_features), int(head.out_features))
+        self.head = fresh_head(head, int(head.out_features), parts=2)
 
     def forward(self, x: Tensor, rare: Tensor | None = None, alpha: float = 0.5) -> Tensor:
         """Return the logits (n, K).
@@ -200,7 +210,7 @@ class BBNClassifier(PairedBatches):
         self._set_training(True)
         done = (len(self.history) - 1) / self.max_epochs
         alpha = max(0.0, 1 - done**2)
-        (x, y), (other, y_other) = self._augmented(batch), self._augmented(next(self._partners))
+        (x, y), (other, y_other) = self._augmented(batch), self._augmented(self._partner)
         rare = self._network_input(other)
         logits = self.infer(x, rare=rare, alpha=alpha, **fit_params)
         loss = alpha * self.get_loss(logits, y) + (1 - alpha) * self.get_loss(logits, y_other)

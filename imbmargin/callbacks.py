@@ -312,11 +312,13 @@ def _training_counts(net: Any, dataset: Any) -> np.ndarray:
     return class_counts(targets_of(dataset), len(net.classes_))
 
 
-def _step(epoch: int, max_epochs: int, parts: tuple[float, ...] = (0.8, 0.9)) -> float:
+def _step(
+    epoch: int, max_epochs: int, parts: tuple[float, ...] = (0.8, 0.9), drop: float = 0.01
+) -> float:
     warm_up, drops = step_epochs(max_epochs, parts)
     if epoch < warm_up:
         return (epoch + 1) / warm_up
-    return 0.01 ** sum(epoch >= drop for drop in drops)
+    return float(drop ** sum(epoch >= start for start in drops))
 
 
 def _early_step(epoch: int, max_epochs: int) -> float:
@@ -327,6 +329,10 @@ def _half_step(epoch: int, max_epochs: int) -> float:
     return _step(epoch, max_epochs, (0.5, 0.8, 0.9))
 
 
+def _tenth_step(epoch: int, max_epochs: int) -> float:
+    return _step(epoch, max_epochs, drop=0.1)
+
+
 def _cosine(epoch: int, max_epochs: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * epoch / max_epochs))
 
@@ -335,6 +341,7 @@ LR_SCHEDULES: dict[str, Schedule] = {
     "step": _step,
     "early_step": _early_step,
     "half_step": _half_step,
+    "tenth_step": _tenth_step,
     "cosine": _cosine,
 }
 """Name -> function of the epoch and the number of epochs; see `LearningRateSchedule`."""
@@ -345,13 +352,15 @@ class LearningRateSchedule(Callback):
 
     Parameters
     ----------
-    schedule : {"step", "early_step", "half_step", "cosine"}, callable or None, default="step"
+    schedule : {"step", "early_step", "half_step", "tenth_step", "cosine"}, callable or None, \
+default="step"
         "step" is the protocol of the LDAM and MM papers scaled to ``max_epochs``: linear warm-up
         over the first 2.5 % (5 of 200 epochs; none below 60), and a drop to a hundredth at 80 %
         and again at 90 % (160 and 180). "early_step" drops at 60 and 80 %, as BBN does,
         "half_step" at 50, 80 and 90 %, as the released code of the influence-balanced loss does.
-        "cosine" falls from 1 to almost 0. A callable gets the epoch (0-based, within this training)
-        and ``max_epochs``, and returns the factor. None keeps it constant.
+        "tenth_step" drops as "step" does, but to a tenth. "cosine" falls from 1 to almost 0. A
+        callable gets the epoch (0-based, within this training) and ``max_epochs``, and returns the
+        factor. None keeps it constant.
 
     Raises
     ------

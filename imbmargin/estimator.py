@@ -124,8 +124,8 @@ callable or None, default=None
     lr : float or "auto", default="auto"
         Initial learning rate. "auto": 0.1 for images, 2e-3 for tables, and its own default for an
         optimizer that you choose.
-    lr_schedule : {"auto", "step", "early_step", "half_step", "cosine"}, callable or None, \
-default="auto"
+    lr_schedule : {"auto", "step", "early_step", "half_step", "tenth_step", "cosine"}, \
+callable or None, default="auto"
         Factor of the learning rate by epoch, see `imbmargin.callbacks.LearningRateSchedule`.
         "auto": "step", the paper's, for images and a constant rate for tables, unless
         ``callbacks`` brings a skorch LRScheduler.

@@ -59,6 +59,18 @@ def copied_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
+class InnerOptimizer:
+    """Mixin of a classifier whose ``train_step_single`` itself steps all optimizers but the first.
+
+    skorch would run it once for each of them.
+    """
+
+    optimizer_: Any
+
+    def _step_optimizer(self, step_fn: Any) -> None:
+        self.optimizer_.step(*(() if step_fn is None else (step_fn,)))
+
+
 @cache
 def _load_forward_rules() -> None:
     """Take torch's first forward derivative, at which it warns of a part of its own."""
@@ -67,7 +79,7 @@ def _load_forward_rules() -> None:
         forward_ad.make_dual(torch.zeros(1), torch.ones(1))
 
 
-class MetaWeightNetClassifier(MaxMarginClassifier):
+class MetaWeightNetClassifier(InnerOptimizer, MaxMarginClassifier):
     """Classifier whose rows are weighted by a small network of their losses (MW-Net).
 
     Before each step a virtual one is taken with the weights that the small network gives, and the

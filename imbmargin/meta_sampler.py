@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from imbmargin._paired import PairedBatches
 from imbmargin.losses._base import weighted_mean
-from imbmargin.meta import check_row_losses, copied_buffers, virtual_step
+from imbmargin.meta import InnerOptimizer, check_row_losses, copied_buffers, virtual_step
 from imbmargin.modules import find_head, watch_input
 from imbmargin.samplers import ClassSampler
 from imbmargin.weights import class_rates
@@ -99,7 +99,7 @@ def _noise_given_class(log_rate: Tensor, target: Tensor) -> Tensor:
     return torch.where(log_rate.isfinite(), -scattered.log() - log_rate, 0.0)
 
 
-class MetaSamplerClassifier(PairedBatches):
+class MetaSamplerClassifier(InnerOptimizer, PairedBatches):
     """Classifier that learns at which rates classes should be drawn (the meta sampler of BALMS).
 
     Before each step the head takes a virtual one on the batch, and the rates are changed so that
@@ -253,7 +253,7 @@ class MetaSamplerClassifier(PairedBatches):
         self._draw_at_rates()
 
     def _balanced_features(self, head: nn.Module) -> tuple[Tensor, Tensor]:
-        x, y = self._augmented(next(self._partners))
+        x, y = self._augmented(self._partner)
         target, _ = self._target_and_weight(y)
         with torch.no_grad(), self._autocast(), watch_input(head) as seen:
             functional_call(self.module_, copied_buffers(self.module_), (self._network_input(x),))

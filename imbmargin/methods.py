@@ -63,7 +63,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "IB": {"loss": "influence_balanced", "loss_epoch": 0.5, "lr_schedule": "half_step"},
     "L-Softmax": {"loss": "large_margin_softmax"},
     "BBN": {"loss": "cross_entropy", "lr_schedule": "early_step"},
-    "MW-Net": {"loss": "cross_entropy"},
+    # A hundredth of the rate makes the virtual step, and so the slopes, too small to learn from.
+    "MW-Net": {"loss": "cross_entropy", "lr_schedule": "tenth_step"},
     "mixup": {"loss": "cross_entropy", "mixing": "mixup"},
     "mixup-DRW": {"loss": "cross_entropy", "mixing": "mixup", **_DRW},
     "remix": {"loss": "cross_entropy", "mixing": "remix"},
@@ -136,7 +137,7 @@ SOURCES: dict[str, str] = {
     "CDT": "Ye et al., 2020; gamma 0.2",
     "IB": "Park et al., ICCV 2021; alpha 1000, after half of the epochs",
     "L-Softmax": "Liu et al., ICML 2016; m 2",
-    "BBN": "Zhou et al., CVPR 2020; without Nesterov's momentum",
+    "BBN": "Zhou et al., CVPR 2020; plain momentum, and warm-up as the others",
     "MW-Net": "Shu et al., NeurIPS 2019; meta set from the training data",
     "mixup": "Zhang et al., ICLR 2018; alpha 1",
     "mixup-DRW": "Chou et al., ECCV Workshops 2020; deferred as the others",

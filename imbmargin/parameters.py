@@ -64,7 +64,8 @@ class ParameterClassifier(NeuralNetClassifier):
         *named, rest = own.parameters.values()
         if rest.kind is not inspect.Parameter.VAR_KEYWORD:
             return
-        above: Any = cls.__mro__[1]
+        # Past mixins that have none.
+        above: Any = next(base for base in cls.__mro__[1:] if "__init__" in base.__dict__)
         inherited = [
             parameter
             for name, parameter in inspect.signature(above.__init__).parameters.items()

@@ -158,7 +158,8 @@ class LogitAdjustment(_TauAdjusted):
         been trained on.
     class_counts : array-like of shape (K,), default=None
         Rows of each class in the training data, in the order of ``classes_``. None: the
-        estimator's ``class_counts_`` if it has them, else those of y.
+        ``class_counts_`` of the estimator, or of the last step of a Pipeline, if it has them; else
+        those of y.
 
     Attributes
     ----------

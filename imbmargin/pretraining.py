@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from skorch.utils import is_dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from imbmargin.data.batches import ArrayDataset, as_arrays, is_array_dataset
 from imbmargin.estimator import MaxMarginClassifier
+from imbmargin.modules import CosineLinear
+from imbmargin.randomness import isolated_random_state
 
 __all__ = ["RotationPretrainer"]
 
@@ -37,6 +39,16 @@ _REPLACED: dict[str, Any] = {
 
 class _RotationNet(MaxMarginClassifier):
     """A network that tells by which quarter turn an image was rotated."""
+
+    def initialize_module(self) -> _RotationNet:
+        super().initialize_module()
+        head = getattr(self.module_, "head", None)
+        if isinstance(head, CosineLinear):
+            # Its cosines are for the losses that scale them.
+            with isolated_random_state(self.seed_, 5, device=self.device):
+                self.module_.head = nn.Linear(head.in_features, _ROTATIONS)
+            self._begin_average()
+        return self
 
     def _augmented(self, batch: Any) -> Any:
         x = self._to_module(batch[0])

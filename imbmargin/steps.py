@@ -13,6 +13,7 @@ from torch import Tensor
 
 from imbmargin.loop import CheckpointedLoop
 from imbmargin.modules import WeightAverage, find_head, watch_input
+from imbmargin.modules.heads import class_vectors
 from imbmargin.modules.members import MemberHeads, rows_per_target
 from imbmargin.parts import check_row_weights, resolve_loss, resolve_precision
 
@@ -163,8 +164,8 @@ class BatchSteps(CheckpointedLoop):
         _, head = find_head(self.module_)
         with watch_input(head) as seen:
             output = self._run_network(x, **fit_params)
-        known: dict[str, Any] = {"features": seen[0], "head_weight": head.weight}
-        self._context = {name: known[name] for name in needs}
+        known = {"features": lambda: seen[0], "head_weight": lambda: class_vectors(head)}
+        self._context = {name: known[name]() for name in needs}
         return output
 
     def _network_input(self, x: Any) -> Any:

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from imbmargin.bbn import BBNClassifier, BilateralNetwork
 from imbmargin.metrics import balanced_accuracy
-from imbmargin.modules import MLP, ResNet20
+from imbmargin.modules import MLP, CosineLinear, ResNet20
 from imbmargin.samplers import batches_at_rates
 from tests.checks import expected_failures
 
@@ -65,16 +65,25 @@ def test_a_step_weighs_two_batches_by_alpha(table, monkeypatch):
     other = torch.from_numpy(X[8:16]), torch.from_numpy(y[8:16])
     for done in range(4):
         clf.history_ = History(list(whole)[: done + 1])
-        clf._partners = iter([other])
+        clf._partner = other
         step = clf.train_step_single(batch)
         _, rare, alpha, logits = seen[-1]
         assert alpha == pytest.approx(1 - (done / 4) ** 2)
         torch.testing.assert_close(rare, other[0])
         losses = [F.cross_entropy(logits, labels) for labels in (batch[1], other[1])]
         torch.testing.assert_close(step["loss"], alpha * losses[0] + (1 - alpha) * losses[1])
-    del clf._partners
+    del clf._partner
     clf.predict(X)
     assert seen[-1][1:3] == (None, 0.5)
+
+
+def test_the_head_is_of_the_kind_that_the_loss_is_for(table):
+    clf = BBNClassifier(loss="ldam", **SETTINGS).fit(*table)
+    assert isinstance(clf.module_.head, CosineLinear)
+    assert clf.module_.head.in_features == 256
+    assert clf.logit_scale_ == 30
+    head = BBNClassifier(module__head="unbiased", **SETTINGS).fit(*table).module_.head
+    assert (type(head), head.in_features, head.bias) == (nn.Linear, 256, None)
 
 
 def test_rare_classes_are_drawn_at_the_inverse_of_their_rows(table):
@@ -129,6 +138,11 @@ class NoBackbone(nn.Module):
     [
         ({"module": NoBackbone}, ValueError, "BBN needs a module with a Sequential as `backbone`"),
         ({"branch_layers": 9}, ValueError, "branch_layers must be between 1 and 3 for this back"),
+        (
+            {"module__hidden_units": (8,)},
+            ValueError,
+            "the branches would have no weights: the last 1 of the backbone's 2 layers have none",
+        ),
         (
             {"loss": "influence_balanced"},
             ValueError,

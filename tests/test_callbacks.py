@@ -208,7 +208,7 @@ def test_the_half_step_schedule_is_that_of_the_influence_balanced_loss():
     np.testing.assert_allclose(factors, expected)
 
 
-@pytest.mark.parametrize("name", ["step", "early_step", "half_step"])
+@pytest.mark.parametrize("name", ["step", "early_step", "half_step", "tenth_step"])
 def test_the_rate_never_drops_twice_at_once(name):
     for max_epochs in range(1, 50):
         factors = [LR_SCHEDULES[name](epoch, max_epochs) for epoch in range(max_epochs)]
@@ -350,9 +350,12 @@ def test_rates_between_the_start_of_re_sampling_and_the_last_epoch(table):
     np.testing.assert_allclose(kept.seen[1], class_rates(counts, "effective_number"))
 
 
-def test_the_early_step_and_the_cosine_schedule_have_their_values():
+def test_the_early_the_tenth_and_the_cosine_schedule_have_their_values():
     factors = [LR_SCHEDULES["early_step"](epoch, 200) for epoch in range(200)]
     expected = [0.2, 0.4, 0.6, 0.8] + [1] * 116 + [1e-2] * 40 + [1e-4] * 40
+    np.testing.assert_allclose(factors, expected)
+    factors = [LR_SCHEDULES["tenth_step"](epoch, 200) for epoch in range(200)]
+    expected = [0.2, 0.4, 0.6, 0.8] + [1] * 156 + [1e-1] * 20 + [1e-2] * 20
     np.testing.assert_allclose(factors, expected)
     factors = [LR_SCHEDULES["cosine"](epoch, 50) for epoch in range(50)]
     np.testing.assert_allclose(factors, (1 + np.cos(np.pi * np.arange(50) / 50)) / 2)

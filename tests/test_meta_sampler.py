@@ -168,7 +168,7 @@ def test_virtual_steps_leave_statistics_alone(images):
     clf.fit(X[:64], y[:64])
     before = {name: value.clone() for name, value in clf.module_.state_dict().items()}
     clf.module_.train()
-    clf._partners = iter([(torch.from_numpy(X[:16]), torch.from_numpy(y[:16]))])
+    clf._partner = torch.from_numpy(X[:16]), torch.from_numpy(y[:16])
     features, target = clf._balanced_features(clf.module_.head)
     assert features.shape == (16, 64)
     assert torch.equal(target, torch.from_numpy(y[:16]))

@@ -202,7 +202,7 @@ AROUND = {
     "MM-LA": LogitAdjustment(MaxMarginClassifier()),
     "BALMS": MetaSampledRetraining(MaxMarginClassifier(loss="balanced_softmax")),
     "BBN": BBNClassifier(lr_schedule="early_step"),
-    "MW-Net": MetaWeightNetClassifier(),
+    "MW-Net": MetaWeightNetClassifier(lr_schedule="tenth_step"),
 }
 
 

@@ -3,6 +3,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from imblearn.pipeline import make_pipeline as make_sampled
+from imblearn.under_sampling import RandomUnderSampler
 from scipy.special import log_softmax
 from sklearn.base import clone
 from sklearn.datasets import load_iris, make_classification
@@ -76,6 +78,20 @@ def test_counts_are_those_of_the_training_part(rare):
     given = LogitAdjustment(frozen, class_counts=[8, 4, 1]).fit(X, y).decision_function(X_test)
     expected = network.predict_log_proba(X_test) - np.log(np.array([8, 4, 1]) / 13)
     np.testing.assert_allclose(given, expected, atol=1e-6)
+
+
+def test_counts_are_those_of_a_network_behind_a_sampler(rare):
+    X, y, X_test, _ = rare
+    sampled = make_sampled(StandardScaler(), RandomUnderSampler(random_state=0), clone(NETWORK))
+    adjusted = LogitAdjustment(sampled).fit(X, y)
+    assert len(set(adjusted.estimator_[-1].class_counts_)) == 1
+    # Equal shares move nothing.
+    plain = adjusted.estimator_.predict_log_proba(X_test)
+    np.testing.assert_allclose(adjusted.predict_log_proba(X_test), plain, atol=1e-6)
+    frozen = FrozenEstimator(make_pipeline(StandardScaler(), clone(NETWORK)).fit(X, y))
+    held_out = LogitAdjustment(frozen).fit(X_test, rare[3])
+    expected = LogitAdjustment(frozen).fit(X, y).predict_proba(X_test)
+    np.testing.assert_array_equal(held_out.predict_proba(X_test), expected)
 
 
 def test_tau_by_cross_validation_is_the_best_of_the_grid(rare):

@@ -72,6 +72,16 @@ def test_what_is_about_labels_or_another_step_stays_out_of_it(classifier, digits
     assert losses[0] == losses[1]
 
 
+def test_the_turns_are_told_by_a_linear_head(digits):
+    cosine = MaxMarginClassifier(**SETTINGS, module__head="cosine", ema_decay=0.9)
+    found = RotationPretrainer(cosine).fit(digits[0])
+    assert repr(found.net_.module_.head) == repr(nn.Linear(64, 4))
+    plain = MaxMarginClassifier(**SETTINGS, ema_decay=0.9)
+    assert repr(RotationPretrainer(plain).fit(digits[0]).net_.module_.head) == repr(
+        nn.Linear(64, 4)
+    )
+
+
 def test_labels_are_not_looked_at(digits):
     X, y = digits
     first = RotationPretrainer(MaxMarginClassifier(**SETTINGS)).fit(X)

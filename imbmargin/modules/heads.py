@@ -157,6 +157,22 @@ def find_head(module: nn.Module) -> tuple[str, nn.Module]:
     return found[-1]
 
 
+def class_vectors(head: nn.Module) -> Tensor:
+    """Return the weights (K, d) of a head whose logits are their products with the features.
+
+    Raises
+    ------
+    ValueError
+        If they are not: the head has a bias, gives cosines, or is something else.
+    """
+    if isinstance(head, nn.Linear) and head.bias is None:
+        return head.weight
+    raise ValueError(
+        f"the loss needs a head without a bias, whose logits are products of weights and features, "
+        f"got {head}; leave module__head out, or make the head nn.Linear(..., bias=False)"
+    )
+
+
 @contextmanager
 def watch_input(layer: nn.Module) -> Iterator[list[Tensor]]:
     """Collect what goes into a layer, call by call, with its graph.
@@ -212,18 +228,19 @@ def replace_head(module: nn.Module, num_classes: int) -> None:
     >>> network.head
     Linear(in_features=128, out_features=3, bias=True)
     """
-    module.head = _fresh(module.head, num_classes)
+    module.head = fresh_head(module.head, num_classes)
 
 
-def _fresh(head: Any, num_classes: int) -> nn.Module:
+def fresh_head(head: Any, num_classes: int, parts: int = 1) -> nn.Module:
+    """Return a new head of the same kind for so many classes, and so many times the features."""
     if isinstance(head, MemberHeads):
-        return MemberHeads([_fresh(own, num_classes) for own in head.heads])
+        return MemberHeads([fresh_head(own, num_classes, parts) for own in head.heads])
     if isinstance(head, nn.LazyLinear):
         return nn.LazyLinear(num_classes, bias=head.bias is not None)
     if isinstance(head, CosineLinear):
-        return CosineLinear(head.in_features, num_classes)
+        return CosineLinear(parts * head.in_features, num_classes)
     if isinstance(head, nn.Linear):
-        return nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+        return nn.Linear(parts * head.in_features, num_classes, bias=head.bias is not None)
     raise TypeError(
         f"the head is a {type(head).__name__} for another number of classes than {num_classes}; "
         "only Linear and CosineLinear can be replaced, so give the module a head with "

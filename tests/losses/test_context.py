@@ -200,6 +200,23 @@ def test_the_classifier_passes_what_they_need(name, module, mixing, table):
     assert not head._forward_pre_hooks
 
 
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_large_margin_softmax_needs_plain_products(head, table):
+    clf = MaxMarginClassifier(loss="large_margin_softmax", module__head=head, max_epochs=1)
+    with pytest.raises(ValueError, match="needs a head without a bias, whose logits are products"):
+        clf.fit(*table)
+
+
+def test_influence_balanced_takes_any_head(table):
+    def head(in_features, num_classes):
+        return nn.Sequential(nn.Dropout(0.1), nn.Linear(in_features, num_classes))
+
+    settings = {"loss_epoch": 10, "max_epochs": 20, "random_state": 0}
+    clf = MaxMarginClassifier(loss="influence_balanced", module__head=head, **settings)
+    assert clf.fit(*table).score(*table) > 0.8
+    assert isinstance(clf.module_.head, nn.Sequential)
+
+
 def test_features_are_those_of_the_batch(table):
     X, y = table
     clf = MaxMarginClassifier(loss="influence_balanced", max_epochs=1, random_state=0).fit(X, y)
