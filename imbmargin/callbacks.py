@@ -75,14 +75,6 @@ def bind_class_weight(criterion: Any, weight: Any) -> None:
         )
 
 
-def load_state(part: Any, state: Any) -> None:
-    """Load the state of a part; the class weights of torch's losses may come and go with it."""
-    if "weight" in getattr(part, "_buffers", {}) and not hasattr(part, "set_class_weight"):
-        weight = state.get("weight")
-        part.weight = None if weight is None else torch.empty_like(weight)
-    part.load_state_dict(state)
-
-
 class _Deferred(Callback):
     """What the two deferred callbacks share: when they start."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -21,6 +23,7 @@ __all__ = ["CheckpointFolder", "is_plain", "pack", "seal", "unpack", "unseal", "
 
 _FORMAT = 1
 _KEPT = 2
+_AN_HOUR = 3600
 _CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{8})"')
 
 Describe = Callable[[Any, Callable[[Any], Any]], Any]
@@ -197,7 +200,8 @@ def write_file(path: Path, content: bytes) -> None:
     OSError
         If it cannot be written; nothing of it is left.
     """
-    beside = path.with_name(f"{path.name}.part")
+    # Another process may write the same file.
+    beside = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(beside, "wb") as file:
             file.write(content)
@@ -285,10 +289,19 @@ class CheckpointFolder:
 
     def _remove_old(self, newest: Path) -> None:
         others = [path for path in self._files() if path != newest]
-        for path in (*others[_KEPT - 1 :], *self.folder.glob("epoch-*.part")):
+        for path in (*others[_KEPT - 1 :], *self._left_behind()):
             # What cannot be removed does no harm.
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+
+    def _left_behind(self) -> list[Path]:
+        """Return what processes that were killed have not finished; a new one may be at work."""
+        found = []
+        for path in self.folder.glob("epoch-*.part"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _AN_HOUR:
+                    found.append(path)
+        return found
 
     def _files(self) -> list[Path]:
         """Return the checkpoints, the newest first."""

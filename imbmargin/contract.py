@@ -18,7 +18,6 @@ from skorch.history import History
 from skorch.utils import is_dataset, to_tensor
 from torch.utils.data import Subset
 
-from imbmargin.callbacks import load_state
 from imbmargin.data import inputs
 from imbmargin.data.batches import ArrayDataset
 from imbmargin.parameters import ParameterClassifier
@@ -133,6 +132,8 @@ class ContractClassifier(ParameterClassifier):
         inputs.check_dataset_sample(sample)
         shaped = isinstance(sample, (torch.Tensor, np.ndarray))
         if reset:
+            for name in ("n_features_in_", "feature_names_in_"):
+                self.__dict__.pop(name, None)
             shape = (1, *sample.shape) if shaped else None
             self.layout_ = None if shape is None else inputs.find_layout(shape, self.image_shape)
         elif shaped and self._layout is not None:
@@ -233,7 +234,7 @@ class ContractClassifier(ParameterClassifier):
             self._check_parameters()
             known = goes_on and hasattr(self, "class_counts_")
             X, y, weight = self._check_training_data(X, y, sample_weight, classes, not known)
-            self._prepare_run(X, y, weight)
+            self._prepare_run(X, y, weight, fit_params)
             if goes_on:
                 self._renew_parts()
             else:
@@ -244,7 +245,7 @@ class ContractClassifier(ParameterClassifier):
                 )
         return self
 
-    def _prepare_run(self, X: Any, y: Any, sample_weight: Any) -> None:
+    def _prepare_run(self, X: Any, y: Any, sample_weight: Any, fit_params: Any) -> None:
         """Do what must be done before the parts are made; the data have been checked."""
 
     @contextmanager
@@ -253,15 +254,19 @@ class ContractClassifier(ParameterClassifier):
         before = self.__dict__.copy()
         parts = copy.deepcopy(self._part_states()) if goes_on else {}
         epochs = len(self.history) if goes_on else 0
+        drawn = self.random_state
+        state = drawn.get_state() if isinstance(drawn, np.random.RandomState) else None
         try:
             yield
         except BaseException:
+            if state is not None:
+                drawn.set_state(state)
             self.__dict__.clear()
             self.__dict__.update(before)
             if goes_on:
                 del self.history[epochs:]
             for name, state in parts.items():
-                load_state(getattr(self, name), state)
+                getattr(self, name).load_state_dict(state)
             raise
 
     def _part_states(self) -> dict[str, Any]:
@@ -297,10 +302,23 @@ class ContractClassifier(ParameterClassifier):
 
     def _check_validation_part(self, valid: Any) -> Any:
         """Return a validation part; that of `predefined_split` has labels as y has them."""
-        if type(valid) is not Dataset or valid is not _predefined(self.train_split):
+        if valid is not _predefined(self.train_split):
             return valid
-        X = self._check_array(valid.X, reset=False)
-        return self._make_dataset(X, inputs.check_labels(valid.y, X.shape[0]), None)
+        rows: Any = slice(None)
+        whole = valid
+        while isinstance(whole, Subset):
+            rows, whole = np.asarray(whole.indices)[rows], whole.dataset
+        if type(whole) is Dataset:
+            X = self._check_array(whole.X, reset=False)
+            labels = inputs.check_labels(whole.y, X.shape[0])
+            return self._make_dataset(X[rows], labels[rows], None)
+        if not np.array_equal(self.classes_, np.arange(len(self.classes_))):
+            raise ValueError(
+                f"predefined_split holds a {type(whole).__name__}, whose targets are 0..K-1, but y "
+                f"has labels such as {self.classes_[0]!r}; pass predefined_split(Dataset(X, y)) "
+                "with skorch.dataset.Dataset and labels as those of y"
+            )
+        return valid
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call the callbacks; they see batches of (input, target), without sample weights."""

@@ -152,8 +152,8 @@ class DistributedClassifier(MaxMarginClassifier):
         # Without a seed given, each process would draw its own.
         return int(_from_first(super()._draw_seed()))
 
-    def _prepare_run(self, X: Any, y: Any, sample_weight: Any) -> None:
-        own = describe_run(self, self._make_dataset(X, y, sample_weight))
+    def _prepare_run(self, X: Any, y: Any, sample_weight: Any, fit_params: Any) -> None:
+        own = describe_run(self, self._make_dataset(X, y, sample_weight), fit_params)
         first, *others = _from_all(own)
         for index, other in enumerate(others, start=1):
             if found := differences(first, other):
@@ -162,7 +162,7 @@ class DistributedClassifier(MaxMarginClassifier):
                     f"({'; '.join(found)}); pass all rows and the same parameters in every "
                     "process, batches are shared among them"
                 )
-        super()._prepare_run(X, y, sample_weight)
+        super()._prepare_run(X, y, sample_weight, fit_params)
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
         """Split off the validation part; all processes start from the weights of the first."""

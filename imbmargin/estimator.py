@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from skorch.callbacks import EpochScoring, EpochTimer, PassthroughScoring
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from imbmargin.callbacks import (
     DeferredLoss,
@@ -26,7 +25,7 @@ from imbmargin.data.batches import ArrayBatches, ArrayDataset, is_array_dataset,
 from imbmargin.data.mixing import make_mixing
 from imbmargin.data.split import StratifiedSplit
 from imbmargin.metrics import balanced_accuracy
-from imbmargin.modules import MODULES, channel_statistics
+from imbmargin.modules import channel_statistics
 from imbmargin.parts import (
     adapt_module,
     check_arguments,
@@ -35,7 +34,8 @@ from imbmargin.parts import (
     check_sizes,
     default_schedule,
     fused_step,
-    has_schedule,
+    is_sized,
+    let_weight_come_and_go,
     load_backbone,
     loss_arguments,
     module_arguments,
@@ -52,8 +52,6 @@ from imbmargin.weights import class_counts, class_rates, class_weights
 __all__ = ["MaxMarginClassifier"]
 
 # Rows of a torch Dataset from which the input statistics are learned: decoding is what it costs.
-_STATISTICS_ROWS = 10_000
-_STATISTICS_BATCH = 1024
 _ALL_ROWS = ("batch_size", -1)
 
 
@@ -342,7 +340,7 @@ callable or None, default="auto"
         resampling = resolve_scheme(self.resample, self.drs_epoch)
         schedule = self.lr_schedule
         if isinstance(schedule, str) and schedule == "auto":
-            schedule = None if has_schedule(self.callbacks) else default_schedule(self._layout)
+            schedule = default_schedule(self._layout, self.callbacks)
         return [
             ("epoch_timer", EpochTimer()),
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
@@ -372,8 +370,7 @@ callable or None, default="auto"
                 built = adapt_module(module, num_classes)
             else:
                 built = self.initialized_instance(module, arguments)
-            own = module not in MODULES.values()
-            if own and layout is not None and num_classes is not None:
+            if layout is not None and num_classes is not None and is_sized(module, self.callbacks):
                 check_module(built, layout, num_classes, self.device)
         if layout is not None and layout.image_shape is not None:
             built = built.to(memory_format=torch.channels_last)
@@ -386,6 +383,7 @@ callable or None, default="auto"
         # Of an instance a copy: training binds class counts and weights to it.
         loss = copy.deepcopy(resolve_loss(self.loss))
         self.criterion_ = self.initialized_instance(loss, self.get_params_for("criterion"))
+        let_weight_come_and_go(self.criterion_)
         self.logit_scale_ = float(getattr(self.criterion_, "scale", 1.0))
         return self
 
@@ -422,6 +420,8 @@ callable or None, default="auto"
         if norm is not None and not norm.is_fitted:
             batches = self._statistics_batches(train, norm.num_channels)
             norm.set_statistics(*channel_statistics(batches))
+        if not len(self.history):
+            self.__dict__.pop("pretraining_history_", None)
         if self.init_backbone is not None and not len(self.history):
             source = self.init_backbone
             if hasattr(source, "pretrain_for"):
@@ -431,17 +431,6 @@ callable or None, default="auto"
         shape = None if self._layout is None else self._layout.image_shape
         self.augment_ = make_augment(self.augment, shape)
         self.mixing_ = make_mixing(self.mixing)
-
-    def _statistics_batches(self, train: Any, num_channels: int) -> Iterator[torch.Tensor]:
-        if is_array_dataset(train):
-            batches: Any = ArrayBatches(train, _STATISTICS_BATCH)
-        else:
-            rows = np.linspace(0, len(train) - 1, min(len(train), _STATISTICS_ROWS)).astype(int)
-            batches = self.get_iterator(Subset(train, rows.tolist()))
-        for x, _ in batches:
-            x = x if self._layout is None else self._layout.to_module(x)
-            # An MLP on images takes each pixel for a column.
-            yield x if x.shape[1] == num_channels else x.flatten(1)
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
         """Return the batches: whole-batch indexing of arrays, else a DataLoader."""
@@ -463,6 +452,9 @@ callable or None, default="auto"
                 kwargs.setdefault("drop_last", True)
         if whole:
             return ArrayBatches(dataset, device=self.device, **kwargs)
+        if not training:
+            # Each pass over it draws a number; the global generator is that of the training.
+            kwargs.setdefault("generator", torch.Generator())
         return DataLoader(dataset, **kwargs)
 
     def _check_parameters(self) -> None:

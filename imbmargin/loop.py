@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from skorch import NeuralNet
@@ -47,6 +47,10 @@ def has_finite_weights(optimizer: torch.optim.Optimizer) -> bool:
     weights = [weight.detach() for group in optimizer.param_groups for weight in group["params"]]
     filled = [weight for weight in weights if weight.numel()]
     return math.isfinite(float(torch.nn.utils.get_total_norm(filled, norm_type=math.inf)))
+
+
+# What a copy that is made during a training must not go on with.
+_OF_A_TRAINING = ("_run", "_folder", "_checkpoint", "_stop", "_texts", "_epoch")
 
 
 class _Stopped(BaseException):
@@ -153,8 +157,9 @@ class CheckpointedLoop(StoredClassifier):
         )
 
     def _set_training(self, training: bool = True) -> None:
-        # Walking through all layers for every batch is for nothing.
-        if self._mode_is_set or (self._epoch is not None and self._epoch.training == training):
+        # Walking through all layers for every batch is for nothing; but a callback may predict.
+        known = self._epoch is not None and self._epoch.training == training
+        if self._mode_is_set or (known and self.module_.training == training):
             return
         super()._set_training(training)
 
@@ -236,7 +241,7 @@ class CheckpointedLoop(StoredClassifier):
             if self._stop is not None and self._stop.signal_number is not None:
                 raise _Stopped
 
-    def _prepare_run(self, X: Any, y: Any, sample_weight: Any) -> None:
+    def _prepare_run(self, X: Any, y: Any, sample_weight: Any, fit_params: Any) -> None:
         """Read the last checkpoint of this run.
 
         Raises
@@ -247,7 +252,7 @@ class CheckpointedLoop(StoredClassifier):
         if self.checkpoint_dir is None:
             return
         self._texts = []
-        self._run = describe_run(self, self._make_dataset(X, y, sample_weight))
+        self._run = describe_run(self, self._make_dataset(X, y, sample_weight), fit_params)
         self._folder = CheckpointFolder(name_run(self.checkpoint_dir, self._run))
         found = self._read_checkpoint()
         self._check_run(found)
@@ -326,6 +331,12 @@ class CheckpointedLoop(StoredClassifier):
             # A run that began at the same time: each would remove what the other has written.
             self._check_run(self._folder.read())
         self._folder.write(len(self.history), content)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        made, arguments, state = super().__reduce_ex__(protocol)
+        for name in _OF_A_TRAINING:
+            state.pop(name, None)
+        return made, arguments, state
 
     def _train(self, *args: Any, **kwargs: Any) -> CheckpointedLoop:
         if self.checkpoint_dir is None:

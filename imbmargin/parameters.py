@@ -20,8 +20,10 @@ _NO_PARTS = {"module", "loss", "init_backbone", "predict_nonlinearity"}
 _NO_PARTS |= {"augment", "augment_", "mixing", "mixing_"}
 
 
-def _is_simple(name: str) -> bool:
-    """Tell whether a parameter is only looked up when it is used."""
+def _is_simple(name: str, value: Any) -> bool:
+    """Tell whether a parameter is only looked up when it is used, or the optimizer is made."""
+    if name == "lr":
+        return isinstance(value, str)
     part = name.partition("__")[0]
     return name == "optimizer" or part in ("dataset", "iterator_train", "iterator_valid")
 
@@ -122,13 +124,13 @@ class ParameterClassifier(NeuralNetClassifier):
             # skorch would make them at once, or on a net that is initialized those from before.
             self.callbacks = kwargs.pop("callbacks")
         # For these skorch has an internal error on a net that is initialized.
-        simple = {k for k in kwargs if self.initialized_ and _is_simple(k)}
+        simple = {k for k, v in kwargs.items() if self.initialized_ and _is_simple(k, v)}
         super().set_params(**{k: v for k, v in kwargs.items() if k not in simple})
         for name, value in kwargs.items():
             # skorch hands arguments to the optimizer that is there, and would forget them.
             if name in simple or (self.initialized_ and _is_optimizer_argument(name)):
                 setattr(self, name, value)
-        if "optimizer" in simple:
+        if simple & {"optimizer", "lr"}:
             self._initialize_optimizer()
         return self
 
@@ -136,8 +138,10 @@ class ParameterClassifier(NeuralNetClassifier):
         """Make anew what was made from parameters that have been set since."""
         changed = self.__dict__.pop("_changed", set())
         if changed & _OF_LOSS:
+            before = list(self.criterion_.parameters())
             self._initialize_criterion()
-            # As in skorch: it may train weights of the loss.
-            self._initialize_optimizer()
+            if before or list(self.criterion_.parameters()):
+                # It trains weights of the loss.
+                self._initialize_optimizer()
         if changed & _OF_CALLBACKS:
             self._initialize_callbacks()

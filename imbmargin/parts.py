@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from skorch.callbacks import LRScheduler
+from skorch.callbacks import InputShapeSetter, LRScheduler
 from skorch.utils import to_device
 from torch import nn
 
@@ -26,8 +26,10 @@ __all__ = [
     "check_row_weights",
     "check_sizes",
     "default_schedule",
+    "find_backbone",
     "fused_step",
-    "has_schedule",
+    "is_sized",
+    "let_weight_come_and_go",
     "load_backbone",
     "loss_arguments",
     "module_arguments",
@@ -193,6 +195,23 @@ def adapt_module(module: nn.Module, num_classes: int | None) -> nn.Module:
     return module
 
 
+def find_backbone(module: nn.Module) -> nn.Module:
+    """Return the part of a network that ``init_backbone`` sets.
+
+    Raises
+    ------
+    ValueError
+        If it has none.
+    """
+    backbone = getattr(module, "backbone", None)
+    if isinstance(backbone, nn.Module):
+        return backbone
+    raise ValueError(
+        f"init_backbone needs a module with an attribute `backbone`, {type(module).__name__} has "
+        "none"
+    )
+
+
 def load_backbone(module: nn.Module, source: Any) -> None:
     """Copy weights and buffers into a network's backbone; its head stays as it is.
 
@@ -208,7 +227,7 @@ def load_backbone(module: nn.Module, source: Any) -> None:
     TypeError
         If the source holds no network.
     ValueError
-        If one of the two has no backbone, or they differ.
+        If the network has no backbone, or they differ.
     """
     found = getattr(source, "backbone_", None)
     if found is None:
@@ -218,12 +237,7 @@ def load_backbone(module: nn.Module, source: Any) -> None:
         raise TypeError(
             f"init_backbone must be a Module, a fitted classifier or a pre-trainer, got {source!r}"
         )
-    backbone = getattr(module, "backbone", None)
-    if backbone is None:
-        raise ValueError(
-            f"init_backbone needs a module with an attribute `backbone`, {type(module).__name__} "
-            "has none"
-        )
+    backbone = find_backbone(module)
     shapes = [
         {name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
         for part in (found, backbone)
@@ -285,6 +299,17 @@ def loss_arguments(loss: Any, own: dict[str, Any], module: nn.Module) -> dict[st
     if not getattr(getattr(module, "head", None), "normalized", False):
         known["scale"] = 1.0
     return {name: value for name, value in known.items() if name in accepted}
+
+
+def let_weight_come_and_go(loss: Any) -> None:
+    """Let one of torch's losses load a state with class weights, or without, whatever it has."""
+    if "weight" in getattr(loss, "_buffers", {}) and not hasattr(loss, "set_class_weight"):
+        loss.register_load_state_dict_pre_hook(_follow_weight)
+
+
+def _follow_weight(loss: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    weight = state.get(f"{prefix}weight")
+    loss.weight = None if weight is None else torch.empty_like(weight)
 
 
 def check_row_weights(loss: Any, cause: str) -> None:
@@ -353,21 +378,32 @@ def resolve_optimizer(optimizer: Any, layout: Layout | None) -> tuple[Any, dict[
     return torch.optim.AdamW, {"lr": 2e-3, "weight_decay": 0.1}
 
 
-def default_schedule(layout: Layout | None) -> str | None:
+def default_schedule(layout: Layout | None, callbacks: Any) -> str | None:
     """Return the schedule of "auto": the papers' for images, a constant rate for tables.
+
+    None too where a user's callbacks bring one.
 
     The papers' rate falls a hundredfold when re-weighting switches on; with Adam on a table of a
     few batches the weights could then no longer change anything.
     """
-    return "step" if layout is not None and layout.image_shape is not None else None
+    of_images = layout is not None and layout.image_shape is not None
+    return "step" if of_images and not _bring(callbacks, LRScheduler) else None
 
 
-def has_schedule(callbacks: Any) -> bool:
-    """Tell whether a user's callbacks bring a schedule of the learning rate."""
+def is_sized(module: Any, callbacks: Any) -> bool:
+    """Tell whether a user's own module has its sizes as soon as it is made.
+
+    With skorch's InputShapeSetter they come when training begins.
+    """
+    return module not in MODULES.values() and not _bring(callbacks, InputShapeSetter)
+
+
+def _bring(callbacks: Any, kind: type) -> bool:
+    """Tell whether callbacks hold one of a kind, as an instance or as the class."""
     if not isinstance(callbacks, (list, tuple)):
         return False
     found = [item[1] if isinstance(item, (list, tuple)) else item for item in callbacks]
-    return any(cb is LRScheduler or isinstance(cb, LRScheduler) for cb in found)
+    return any(cb is kind or isinstance(cb, kind) for cb in found)
 
 
 def fused_step(optimizer: Any, given: dict[str, Any], module: nn.Module) -> dict[str, bool]:

@@ -205,7 +205,8 @@ def _is_plain_object(value: Any) -> bool:
 
 
 def _state_of(value: Any) -> Any:
-    if hasattr(value, "_get_portable_state"):
+    # Of the type: a FrozenEstimator passes on what its estimator has.
+    if hasattr(type(value), "_get_portable_state"):
         return value._get_portable_state()
     if isinstance(value, nn.Module):
         return _module_state(value)

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Subset
 from imbmargin.data.batches import ArrayDataset, as_arrays, is_array_dataset
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.modules import CosineLinear
+from imbmargin.parts import find_backbone
 from imbmargin.randomness import isolated_random_state
 
 __all__ = ["RotationPretrainer"]
@@ -57,7 +58,7 @@ class _RotationNet(MaxMarginClassifier):
                 f"rotation needs square images, got samples of shape {tuple(x.shape[1:])}; cut "
                 "them, or pass image_shape=(channels, height, width) for flattened ones"
             )
-        return rotate(x if self.augment_ is None else self.augment_(x))
+        return rotate(self._varied(x))
 
 
 def rotate(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,9 +187,16 @@ class RotationPretrainer(BaseEstimator):
         Returns
         -------
         fitted : RotationPretrainer
+
+        Raises
+        ------
+        ValueError
+            If the network has no backbone that could take the weights.
         """
         if hasattr(self, "net_"):
             return self
+        # Before the work, not after it.
+        find_backbone(net.module_)
         template = net if self.estimator is None else self.estimator
         settings: dict[str, Any] = {"image_shape": net.image_shape}
         if template is net or template.random_state is None:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
@@ -23,6 +25,22 @@ __all__ = [
     "set_random_states",
     "set_torch_states",
 ]
+
+
+class _OneAtATime:
+    """A lock that the threads of a process share, for the generators that they share."""
+
+    def __init__(self) -> None:
+        self.renew()
+        if hasattr(os, "register_at_fork"):
+            # The thread that holds it is not there in a child.
+            os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        self.lock = threading.RLock()
+
+
+_GENERATORS = _OneAtATime()
 
 
 def draw_seed(random_state: Any) -> int:
@@ -62,20 +80,25 @@ def isolated_random_state(seed: int, *stage: int, device: str = "cpu") -> Iterat
         Numbers that make the stream of this block differ from that of other blocks of one seed.
     device : str, default="cpu"
         A CUDA device whose generator is forked too.
+
+    Notes
+    -----
+    The generators belong to the process: blocks in other threads wait until this one has ended.
     """
     stream = derive_seed(seed, *stage)
-    states = get_random_states(device)
-    try:
-        random.seed(stream)
-        np.random.seed(stream)
-        # torch.manual_seed would seed every device, also those that are not given back.
-        torch.default_generator.manual_seed(stream)
-        if _is_cuda(device):
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(stream)
-        yield
-    finally:
-        set_random_states(states, device)
+    with _GENERATORS.lock:
+        states = get_random_states(device)
+        try:
+            random.seed(stream)
+            np.random.seed(stream)
+            # torch.manual_seed would seed every device, also those that are not given back.
+            torch.default_generator.manual_seed(stream)
+            if _is_cuda(device):
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(stream)
+            yield
+        finally:
+            set_random_states(states, device)
 
 
 def get_random_states(device: Any = "cpu") -> dict[str, Any]:

@@ -16,7 +16,6 @@ from skorch.history import History
 from skorch.utils import to_device
 from torch import nn
 
-from imbmargin.callbacks import load_state
 from imbmargin.checkpoint import is_plain
 from imbmargin.data.batches import ArrayDataset, targets_of
 from imbmargin.description import checksum, describe_value, digest
@@ -39,7 +38,7 @@ _SHOWS = ("callbacks__epoch_timer", "callbacks__print_log")
 _ROWS_AT_ONCE = 256
 
 
-def describe_run(net: Any, dataset: Any) -> dict[str, dict[str, Any]]:
+def describe_run(net: Any, dataset: Any, fit_params: Any = None) -> dict[str, dict[str, Any]]:
     """Describe the configuration and the data of a run, so that another one can be told from it.
 
     Parameters
@@ -49,6 +48,8 @@ def describe_run(net: Any, dataset: Any) -> dict[str, dict[str, Any]]:
     dataset : Dataset
         Its whole data, before the validation part is taken off. Arrays are read once as a whole;
         of other datasets only the targets are looked at.
+    fit_params : dict, default=None
+        What fit passes on to the module.
 
     Returns
     -------
@@ -66,8 +67,12 @@ def describe_run(net: Any, dataset: Any) -> dict[str, dict[str, Any]]:
         parameters["callbacks"] = callbacks
     else:
         parameters["callbacks"] = [describe_value(cb) for cb in callbacks if not _only_shows(cb)]
-    if net.random_state is None or isinstance(net.random_state, (int, np.integer)):
-        parameters["random_state"] = describe_value(net.random_state)
+    state = net.random_state
+    if isinstance(state, np.random.RandomState):
+        state = list(state.get_state())
+    parameters["random_state"] = describe_value(state)
+    if fit_params:
+        parameters["fit parameters"] = describe_value(dict(sorted(fit_params.items())))
     source = net.init_backbone
     if source is not None:
         # Of one that is fitted the weights are what counts, as in `parts.load_backbone`.
@@ -194,7 +199,7 @@ def restore_parts(net: Any, state: dict[str, Any]) -> None:
         # A model that was saved after set_params(ema_decay=...) and before fit has no average yet.
         if name != "average" or name in state["parts"]:
             part = getattr(net, f"{name}_")
-            load_state(part, state["parts"][name])
+            part.load_state_dict(state["parts"][name])
             if isinstance(part, nn.Module):
                 # Buffers that a loss has not made yet come from the file, in the host's memory.
                 to_device(part, net.device)

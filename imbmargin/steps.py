@@ -7,10 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from skorch.utils import to_tensor
 from torch import Tensor
+from torch.utils.data import Subset
 
+from imbmargin.data.batches import ArrayBatches, is_array_dataset
 from imbmargin.loop import CheckpointedLoop
 from imbmargin.modules import WeightAverage, find_head, watch_input
 from imbmargin.modules.heads import class_vectors
@@ -18,6 +21,9 @@ from imbmargin.modules.members import MemberHeads, rows_per_target
 from imbmargin.parts import check_row_weights, resolve_loss, resolve_precision
 
 __all__ = ["BatchSteps"]
+
+_STATISTICS_ROWS = 10_000
+_STATISTICS_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,17 @@ class BatchSteps(CheckpointedLoop):
         for name, parameter in super().get_all_learnable_params():
             if parameter not in averages:
                 yield name, parameter
+
+    def _statistics_batches(self, train: Any, num_channels: int) -> Iterator[torch.Tensor]:
+        if is_array_dataset(train):
+            batches: Any = ArrayBatches(train, _STATISTICS_BATCH)
+        else:
+            rows = np.linspace(0, len(train) - 1, min(len(train), _STATISTICS_ROWS)).astype(int)
+            batches = self.get_iterator(Subset(train, rows.tolist()))
+        for x, _ in batches:
+            x = x if self._layout is None else self._layout.to_module(x)
+            # An MLP on images takes each pixel for a column.
+            yield x if x.shape[1] == num_channels else x.flatten(1)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take one optimization step, and move the average of the weights."""
@@ -116,7 +133,19 @@ class BatchSteps(CheckpointedLoop):
         if self.augment_ is None:
             return batch
         x, y = batch
-        return self.augment_(self._to_module(x)), y
+        return self._varied(self._to_module(x)), y
+
+    def _varied(self, x: Any) -> Any:
+        """Return what the augmentation makes of images, or rows."""
+        if self.augment_ is None:
+            return x
+        varied = self.augment_(x)
+        if varied.shape != x.shape:
+            raise ValueError(
+                f"augment must return images of the shape that it gets, {tuple(x.shape)}, got "
+                f"{tuple(varied.shape)}; cut and resize the data instead"
+            )
+        return varied
 
     def _target_and_weight(self, y: Any) -> tuple[Tensor, Tensor | None]:
         """Return the targets of a batch, and the weights of its rows if there are any."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, Checkpoint, LoadInitState
 from torch import nn
 
 from imbmargin import MaxMarginClassifier
@@ -359,3 +359,14 @@ def test_the_early_the_tenth_and_the_cosine_schedule_have_their_values():
     np.testing.assert_allclose(factors, expected)
     factors = [LR_SCHEDULES["cosine"](epoch, 50) for epoch in range(50)]
     np.testing.assert_allclose(factors, (1 + np.cos(np.pi * np.arange(50) / 50)) / 2)
+
+
+def test_class_weights_of_a_loss_of_torchs_own_come_and_go_with_what_is_loaded(table, tmp_path):
+    settings = {"loss": torch.nn.CrossEntropyLoss, "class_weight": "inverse", "random_state": 0}
+    best = Checkpoint(monitor=lambda net: len(net.history) == 1, dirname=tmp_path, load_best=True)
+    clf = MaxMarginClassifier(**settings, drw_epoch=2, max_epochs=4, callbacks=[best]).fit(*table)
+    assert clf.criterion_.weight is None
+    every = Checkpoint(monitor=None, dirname=tmp_path / "all")
+    MaxMarginClassifier(**settings, max_epochs=2, callbacks=[every]).fit(*table)
+    goes_on = MaxMarginClassifier(**settings, max_epochs=1, callbacks=[LoadInitState(every)])
+    assert goes_on.fit(*table).criterion_.weight is not None

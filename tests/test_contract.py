@@ -4,16 +4,23 @@ import copy
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.metrics import get_scorer
-from skorch.callbacks import BatchScoring, EpochScoring
+from skorch.callbacks import BatchScoring, EpochScoring, InputShapeSetter, LRScheduler
 from skorch.dataset import Dataset as SkorchDataset
 from skorch.helper import predefined_split
 from torch import nn
-from torch.utils.data import Dataset, SequentialSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    Dataset,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from imbmargin import MaxMarginClassifier
 from imbmargin.callbacks import EarlyStopping
@@ -330,3 +337,64 @@ def test_the_labels_of_a_predefined_split_are_those_of_y(table, names):
     assert clf.history[-1]["valid_loss"] < 4
     with pytest.raises(ValueError, match="9"):
         fit(X, labels, train_split=predefined_split(SkorchDataset(X[:4], np.array([9, 9, 1, 2]))))
+
+
+def test_a_part_of_a_predefined_split_has_the_labels_of_y(table):
+    X, y = table
+    names = np.array(["b", "c", "a"])[y]
+    rows = np.arange(0, 300, 2)
+    whole = SkorchDataset(X, names)
+    expected = fit(X, names, train_split=predefined_split(SkorchDataset(X[rows], names[rows])))
+    part = Subset(Subset(whole, range(0, 300)), rows.tolist())
+    found = fit(X, names, train_split=predefined_split(part))
+    for key in ("valid_loss", "valid_balanced_accuracy"):
+        assert found.history_[-1][key] == pytest.approx(expected.history_[-1][key], rel=1e-6)
+    coded = TensorDataset(torch.from_numpy(X), torch.from_numpy(y))
+    assert "valid_loss" in fit(X, y, train_split=predefined_split(coded)).history_[-1]
+    with pytest.raises(ValueError, match="a TensorDataset, whose targets are 0"):
+        fit(X, names, train_split=predefined_split(coded))
+
+
+def test_a_dataset_does_not_inherit_columns_from_a_fit_before(table):
+    X, y = table
+    clf = fit(pd.DataFrame(X, columns=list("abcdefgh")), y)
+    narrow = TensorDataset(torch.from_numpy(X[:, :4]), torch.from_numpy(y))
+    assert clf.fit(narrow).predict(X[:, :4]).shape == y.shape
+    assert not hasattr(clf, "feature_names_in_")
+
+
+def test_what_is_set_between_two_trainings_leaves_the_rest_as_it_is(table):
+    X, y = table
+    clf = fit(X, y)
+    optimizer = clf.optimizer_
+    clf.set_params(beta=1.0).partial_fit(X, y)
+    assert clf.optimizer_ is optimizer
+    clf.set_params(lr=1e-4)
+    assert clf.set_params(lr="auto").optimizer_.param_groups[0]["lr"] == 2e-3
+    assert clf.partial_fit(X, y).get_params()["lr"] == "auto"
+    scheduled = fit(X, y, callbacks=[LRScheduler("StepLR", step_size=1)])
+    assert len(scheduled.set_params(beta=1.0).partial_fit(X, y).history_) == 4
+
+
+class Sized(nn.Module):
+    def __init__(self, input_dim=1, num_classes=2):
+        super().__init__()
+        self.head = nn.Linear(input_dim, num_classes)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+def test_skorch_may_set_the_size_of_a_module(table):
+    X, y = table
+    clf = fit(X, y, module=Sized, callbacks=[InputShapeSetter(param_name="input_dim")])
+    assert clf.module_.head.in_features == X.shape[1]
+    with pytest.raises(ValueError, match="Sized"):
+        fit(X, y, module=Sized)
+
+
+@pytest.mark.parametrize("vary", [lambda x: x.permute(0, 2, 3, 1), lambda x: x[:, :, :4]])
+def test_an_augmentation_that_changes_the_shape_is_refused(vary, images):
+    settings = {"module": "resnet20", "max_epochs": 1}
+    with pytest.raises(ValueError, match="augment must return images of the shape that it gets"):
+        fit(*images, augment=vary, **settings)

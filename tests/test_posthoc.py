@@ -1,4 +1,5 @@
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from imbmargin import MaxMarginClassifier, make_long_tailed
+from imbmargin import MaxMarginClassifier, load_model, make_long_tailed, save_model
 from imbmargin.posthoc import LogitAdjustment, NearestClassMean, TauNormalization
+from imbmargin.two_stage import ClassifierRetraining
 
 NETWORK = MaxMarginClassifier(loss="cross_entropy", max_epochs=15, random_state=0)
+RETRAINING = partial(ClassifierRetraining, max_epochs=2, random_state=0)
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +272,18 @@ def test_a_softmax_after_the_last_layer_is_looked_behind(rare):
 def test_what_cannot_be_done(make, error, message, rare):
     with pytest.raises(error, match=message):
         make().fit(*rare[:2])
+
+
+@pytest.mark.parametrize("make", [LogitAdjustment, TauNormalization, NearestClassMean, RETRAINING])
+def test_around_a_frozen_classifier_it_is_saved_whole(make, rare, tmp_path):
+    X, y, X_test, _ = rare
+    frozen = FrozenEstimator(clone(NETWORK).set_params(max_epochs=2).fit(X, y))
+    fitted = make(frozen).fit(X, y)
+    save_model(fitted, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    expected = fitted.predict_proba(X_test)
+    np.testing.assert_array_equal(loaded.predict_proba(X_test), expected)
+    np.testing.assert_array_equal(loaded.fit(X, y).predict_proba(X_test), expected)
 
 
 def test_fit_parameters_do_not_go_with_folds(rare):

@@ -259,3 +259,14 @@ def test_images_that_cannot_be_turned_are_an_error(digits):
         RotationPretrainer(MaxMarginClassifier(**settings)).fit(digits[0])
     with pytest.raises(ValueError, match="at least 4 images, got 3"):
         RotationPretrainer(MaxMarginClassifier(**SETTINGS)).fit(digits[0][:3])
+
+
+def test_nothing_is_trained_for_a_module_without_backbone(digits, monkeypatch):
+    monkeypatch.setattr(RotationPretrainer, "_fit", lambda *args: pytest.fail("it was trained"))
+    with pytest.raises(ValueError, match="init_backbone needs a module with an attribute `backbo"):
+        MaxMarginClassifier(
+            torch.nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
+            image_shape=(1, 8, 8),
+            max_epochs=1,
+            init_backbone=RotationPretrainer(),
+        ).fit(*digits)

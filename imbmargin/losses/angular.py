@@ -154,6 +154,14 @@ class LargeMarginSoftmaxLoss(ClassCountLoss):
         # Counted on the device, so that no batch waits; a checkpoint holds it.
         self.register_buffer("batches", torch.zeros((), dtype=torch.float64))
 
+    def get_extra_state(self) -> Tensor:
+        """Return ``planned_batches``: a training that goes on goes the same way."""
+        return torch.tensor(self.planned_batches)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take ``planned_batches`` over."""
+        self.planned_batches = int(state)
+
     def adjust(
         self, logits: Tensor, target: Tensor, *, features: Tensor, head_weight: Tensor
     ) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from imbmargin import MaxMarginClassifier
+from imbmargin import MaxMarginClassifier, load_model, save_model
 from imbmargin.losses import (
     LOSSES,
     ClassCountLoss,
@@ -313,3 +313,13 @@ def test_the_gradient_of_influence_balanced(detach, batch):
 def test_arguments_out_of_range(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+def test_large_margin_softmax_goes_on_as_planned_after_loading(table, tmp_path):
+    X, y = table
+    clf = MaxMarginClassifier(loss="large_margin_softmax", max_epochs=3, random_state=0).fit(X, y)
+    save_model(clf, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert loaded.criterion_.planned_batches == clf.criterion_.planned_batches < 100
+    expected = clf.partial_fit(X, y).predict_proba(X)
+    np.testing.assert_array_equal(loaded.partial_fit(X, y).predict_proba(X), expected)
