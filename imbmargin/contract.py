@@ -40,6 +40,7 @@ class ContractClassifier(ParameterClassifier):
 
     layout_: inputs.Layout | None
     class_counts_: np.ndarray
+    open_ended_ = False
 
     @property
     def _layout(self) -> inputs.Layout | None:

@@ -21,6 +21,7 @@ from imbmargin._wrapper import Wrapper, find_network, look_into
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.meta_sampler import MetaSamplerClassifier
 from imbmargin.modules import find_head
+from imbmargin.weights import class_rates
 
 __all__ = ["ClassifierRetraining", "LearnableWeightScaling", "MetaSampledRetraining"]
 
@@ -54,6 +55,11 @@ class _FrozenFeatures(nn.Module):
         self.network.requires_grad_(False)
         self.head = make_head()
         self.eval_mode = eval_mode
+
+    @property
+    def input_norm(self) -> nn.Module:
+        """The network's own, if it has one: it knows the pixels of the training part."""
+        return self.network.get_submodule("input_norm")
 
     def train(self, mode: bool = True) -> _FrozenFeatures:
         """Set the mode; in "eval" the normalisation layers of the frozen part keep theirs."""
@@ -122,6 +128,19 @@ class _TwoStage(Wrapper):
             raise ValueError(
                 f"batch_norm must be one of {list(_BATCH_NORM)}, got {self.batch_norm!r}"
             )
+        settings = {
+            "optimizer": torch.optim.SGD,
+            "optimizer__momentum": 0.9,
+            "optimizer__weight_decay": 5e-4,
+            "lr": self.lr,
+            "max_epochs": self.max_epochs,
+            "random_state": self.random_state,
+        }
+        # What cannot work is known before the first training.
+        second = self._second_stage("auto", **settings)
+        second._check_parameters()
+        if isinstance(second.resample, str):
+            class_rates(np.ones(2), second.resample)
         fit_params = self._fit_estimator(X, y, fit_params)
         first = find_network(self.estimator_)
         name, head = find_head(first.module_)
@@ -137,12 +156,7 @@ class _TwoStage(Wrapper):
         )
         self.net_ = self._second_stage(
             network,
-            optimizer=torch.optim.SGD,
-            optimizer__momentum=0.9,
-            optimizer__weight_decay=5e-4,
-            lr=self.lr,
-            max_epochs=self.max_epochs,
-            random_state=self.random_state,
+            **settings,
             # All of them, in their order, also those that have no rows.
             classes=self.classes_,
             **_settings_of(first),

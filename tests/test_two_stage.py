@@ -264,3 +264,28 @@ def test_a_network_that_is_on_its_device_gets_a_new_head_there():
 def test_an_unknown_mode_is_an_error_before_training(rare):
     with pytest.raises(ValueError, match=r"batch_norm must be one of \['train', 'eval'\], got 'of"):
         ClassifierRetraining(None, batch_norm="off").fit(*rare[:2])
+
+
+@every
+def test_images_on_another_scale_are_noticed(make, images):
+    X, y = images
+    network = MaxMarginClassifier("resnet20", loss="cross_entropy", max_epochs=1, random_state=0)
+    clf = make(network, max_epochs=1, random_state=0).fit(X, y)
+    assert clf.predict(X).shape == y.shape
+    with pytest.warns(UserWarning, match="multiply X by 255"):
+        clf.predict((X / 255).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "message"),
+    [
+        (ClassifierRetraining, {"max_epochs": 0}, "max_epochs must be an integer of at least 1"),
+        (LearnableWeightScaling, {"resample": "equal"}, "equal"),
+        (MetaSampledRetraining, {"loss": "no"}, "loss"),
+        (MetaSampledRetraining, {"rate_lr": 0}, "rate_lr must be above 0"),
+    ],
+)
+def test_the_second_stage_is_checked_before_the_first(make, settings, message, rare, monkeypatch):
+    monkeypatch.setattr(MaxMarginClassifier, "fit", lambda *args: pytest.fail("it was trained"))
+    with pytest.raises(ValueError, match=message):
+        make(clone(NETWORK), **settings).fit(*rare[:2])
