@@ -424,7 +424,8 @@ class EarlyStopping(SkorchEarlyStopping):
     """Stop when balanced accuracy on the validation part no longer rises; restore the best.
 
     Needs a validation part (``train_split=0.2``). Nothing is stopped before a deferred loss,
-    re-weighting and re-sampling have begun, which is when rare classes improve.
+    re-weighting and re-sampling have begun, which is when rare classes improve; a loss, which then
+    becomes another one, has its best value looked for from there on.
 
     Parameters
     ----------
@@ -481,11 +482,14 @@ class EarlyStopping(SkorchEarlyStopping):
         if self.monitor not in net.history[-1]:
             raise ValueError(
                 f"EarlyStopping needs {self.monitor!r} in the history, which has "
-                f"{sorted(k for k in net.history[-1] if k != 'batches')}; "
-                "set train_split, for instance to 0.2"
+                f"{sorted(k for k in net.history[-1] if k != 'batches')}; set train_split, for "
+                "instance to 0.2, and put what makes the column before it in callbacks"
             )
         starts = [cb.start_epoch_ for _, cb in net.callbacks_ if isinstance(cb, _Deferred)]
-        if len(net.history) <= max(starts, default=0):
+        before = max(starts, default=0)
+        if len(net.history) <= before:
             # skorch counts a miss of this epoch on top.
             self.misses_ = -1
+        elif self.lower_is_better and len(net.history) == before + 1:
+            self.dynamic_threshold_ = np.inf
         super().on_epoch_end(net, **kwargs)

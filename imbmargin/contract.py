@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils import Tags
-from skorch.callbacks import BatchScoring
+from skorch.callbacks import BatchScoring, EpochScoring
 from skorch.dataset import Dataset
 from skorch.exceptions import NotInitializedError
 from skorch.history import History
-from skorch.utils import is_dataset, to_tensor
+from skorch.utils import is_dataset, to_numpy, to_tensor
 from torch.utils.data import Subset
 
 from imbmargin.data import inputs
@@ -41,6 +41,7 @@ class ContractClassifier(ParameterClassifier):
     layout_: inputs.Layout | None
     class_counts_: np.ndarray
     open_ended_ = False
+    _scores_labels = False
 
     @property
     def _layout(self) -> inputs.Layout | None:
@@ -55,9 +56,10 @@ class ContractClassifier(ParameterClassifier):
     def classes_(self) -> np.ndarray:  # noqa: D102 (numpydoc would link to a page of its own)
         # Sorted: scikit-learn's scorers take the last of two for positive.
         labels = np.unique(super().classes_)
-        # skorch's scoring callbacks hold predictions, which they put there as a cache, against the
+        # skorch's BatchScoring holds predictions, which it puts there as a cache, against the
         # targets of the training's batches, which are encoded.
-        return np.arange(len(labels)) if "forward_iter" in self.__dict__ else labels
+        coded = "forward_iter" in self.__dict__ and not self._scores_labels
+        return np.arange(len(labels)) if coded else labels
 
     def check_data(self, X: Any, y: Any) -> None:
         """Do nothing: fit has checked the data before it changed anything."""
@@ -80,6 +82,11 @@ class ContractClassifier(ParameterClassifier):
             found = np.unique(labels)
         if reset and self.classes is None:
             self.classes_inferred_ = found if classes is None else np.unique(classes)
+        if not (reset or classes is None or np.array_equal(np.unique(classes), self.classes_)):
+            raise ValueError(
+                f"classes={np.unique(classes).tolist()} is not the same as on the first call of "
+                f"partial_fit, {self.classes_.tolist()}; leave it out, or fit anew"
+            )
         if self.classes is not None and len(self.classes_) < len(self.classes):
             raise ValueError(f"classes={self.classes!r} has a label twice; pass each label once")
         if len(self.classes_) < 2:
@@ -328,7 +335,24 @@ class ContractClassifier(ParameterClassifier):
         batch = cb_kwargs.get("batch")
         if batch is not None and isinstance(batch[1], (tuple, list)):
             cb_kwargs["batch"] = (batch[0], batch[1][0])
-        super().notify(method_name, **cb_kwargs)
+        if method_name != "on_epoch_end":
+            super().notify(method_name, **cb_kwargs)
+            return
+        self._scores_labels = self._decode_scored_targets()
+        try:
+            super().notify(method_name, **cb_kwargs)
+        finally:
+            del self._scores_labels
+
+    def _decode_scored_targets(self) -> bool:
+        """Turn the targets that skorch's EpochScoring has collected into names, as in y."""
+        if self.classes_.dtype.kind not in "OSU":
+            # Of two numbers the second stays the positive one, whichever they are.
+            return False
+        for _, callback in self.callbacks_:
+            if isinstance(callback, EpochScoring):
+                callback.y_trues_ = [self.classes_[to_numpy(y)] for y in callback.y_trues_]
+        return True
 
     def _check_batch_scoring(self) -> None:
         coded = np.array_equal(self.classes_, np.arange(len(self.classes_)))

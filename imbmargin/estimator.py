@@ -25,7 +25,6 @@ from imbmargin.data.batches import ArrayBatches, ArrayDataset, is_array_dataset,
 from imbmargin.data.mixing import make_mixing
 from imbmargin.data.split import StratifiedSplit
 from imbmargin.metrics import balanced_accuracy
-from imbmargin.modules import channel_statistics
 from imbmargin.parts import (
     adapt_module,
     check_arguments,
@@ -416,10 +415,7 @@ callable or None, default="auto"
         self.class_counts_ = counts
         if hasattr(self.criterion_, "set_class_counts"):
             self.criterion_.set_class_counts(torch.as_tensor(counts, device=self.device))
-        norm = getattr(self.module_, "input_norm", None)
-        if norm is not None and not norm.is_fitted:
-            batches = self._statistics_batches(train, norm.num_channels)
-            norm.set_statistics(*channel_statistics(batches))
+        self._set_statistics(train)
         if not len(self.history):
             self.__dict__.pop("pretraining_history_", None)
         if self.init_backbone is not None and not len(self.history):

@@ -50,7 +50,7 @@ def has_finite_weights(optimizer: torch.optim.Optimizer) -> bool:
 
 
 # What a copy that is made during a training must not go on with.
-_OF_A_TRAINING = ("_run", "_folder", "_checkpoint", "_stop", "_texts", "_epoch")
+_OF_A_TRAINING = ("_run", "_folder", "_checkpoint", "_stop", "_texts", "_epoch", "_scores_labels")
 
 
 class _Stopped(BaseException):

@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 
 from imbmargin.data.batches import ArrayBatches, is_array_dataset
 from imbmargin.loop import CheckpointedLoop
-from imbmargin.modules import WeightAverage, find_head, watch_input
+from imbmargin.modules import WeightAverage, channel_statistics, find_head, watch_input
 from imbmargin.modules.heads import class_vectors
 from imbmargin.modules.members import MemberHeads, rows_per_target
 from imbmargin.parts import check_row_weights, resolve_loss, resolve_precision
@@ -64,6 +64,14 @@ class BatchSteps(CheckpointedLoop):
         for name, parameter in super().get_all_learnable_params():
             if parameter not in averages:
                 yield name, parameter
+
+    def _set_statistics(self, train: Any) -> None:
+        """Let the input layer of the package's networks learn the data's means and deviations."""
+        norm = getattr(self.module_, "input_norm", None)
+        if norm is None or (norm.is_fitted and not (self.open_ended_ and norm.lacks_spread)):
+            return
+        found = channel_statistics(self._statistics_batches(train, norm.num_channels))
+        (norm.update_constant if norm.is_fitted else norm.set_statistics)(*found)
 
     def _statistics_batches(self, train: Any, num_channels: int) -> Iterator[torch.Tensor]:
         if is_array_dataset(train):

@@ -370,3 +370,13 @@ def test_class_weights_of_a_loss_of_torchs_own_come_and_go_with_what_is_loaded(t
     MaxMarginClassifier(**settings, max_epochs=2, callbacks=[every]).fit(*table)
     goes_on = MaxMarginClassifier(**settings, max_epochs=1, callbacks=[LoadInitState(every)])
     assert goes_on.fit(*table).criterion_.weight is not None
+
+
+def test_the_best_loss_is_one_after_the_deferral(table):
+    stopping = EarlyStopping("valid_loss", patience=4, lower_is_better=True, sink=lambda _: None)
+    settings = {"loss": "cross_entropy", "batch_size": 32, "train_split": 0.25, "random_state": 0}
+    clf = MaxMarginClassifier(**settings, drw_epoch=16, max_epochs=20, callbacks=[stopping])
+    losses = clf.fit(*table).history_[:, "valid_loss"]
+    # Weights make it another loss, which is larger.
+    assert min(losses[:16]) < min(losses[16:])
+    assert stopping.best_epoch_ == 17 + int(np.argmin(losses[16:]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.base import clone
-from sklearn.metrics import get_scorer
+from sklearn.metrics import average_precision_score, get_scorer, make_scorer
 from skorch.callbacks import BatchScoring, EpochScoring, InputShapeSetter, LRScheduler
 from skorch.dataset import Dataset as SkorchDataset
 from skorch.helper import predefined_split
@@ -398,3 +398,71 @@ def test_an_augmentation_that_changes_the_shape_is_refused(vary, images):
     settings = {"module": "resnet20", "max_epochs": 1}
     with pytest.raises(ValueError, match="augment must return images of the shape that it gets"):
         fit(*images, augment=vary, **settings)
+
+
+@pytest.mark.parametrize("use_caching", ["auto", False])
+def test_epochs_are_scored_with_labels_as_they_are(binary_table, use_caching):
+    X, y = binary_table
+    labels = np.array(["z ok", "fraud"])[y]
+    scorer = make_scorer(
+        average_precision_score, response_method="predict_proba", pos_label="fraud"
+    )
+    scoring = EpochScoring(scorer, name="ap", lower_is_better=False)
+    split = predefined_split(SkorchDataset(X, labels))
+    settings = {"callbacks": [scoring], "train_split": split, "use_caching": use_caching}
+    clf = fit(X, labels, **settings)
+    expected = scorer(clf, X, labels)
+    assert clf.history_[-1]["ap"] == pytest.approx(expected, abs=1e-6)
+    # scikit-learn does not know which of the two is meant.
+    with pytest.raises(ValueError, match="pos_label"):
+        fit(X, labels, **{**settings, "callbacks": [EpochScoring("average_precision")]})
+
+
+def test_other_classes_in_a_later_call_of_partial_fit_are_refused(table):
+    X, y = table
+    clf = MaxMarginClassifier(max_epochs=1, random_state=0)
+    clf.partial_fit(X, y, classes=[2, 1, 0]).partial_fit(X, y, classes=[0, 1, 2])
+    with pytest.raises(ValueError, match="is not the same as on the first call of partial_fit"):
+        clf.partial_fit(X, y, classes=[0, 1, 2, 3])
+    assert len(clf.partial_fit(X, y).history_) == 3
+
+
+def test_a_column_that_is_constant_at_first_is_standardised_when_it_varies(table):
+    X, y = table
+    late = np.where(np.arange(len(X)) < 100, 0.0, np.random.default_rng(0).lognormal(9, 1, 300))
+    X = np.column_stack([X, late]).astype(np.float32)
+    clf = MaxMarginClassifier(max_epochs=2, random_state=0)
+    clf.partial_fit(X[:100], y[:100], classes=[0, 1, 2])
+    first = clf.module_.input_norm.mean.clone()
+    clf.partial_fit(X[100:200], y[100:200])
+    norm = clf.module_.input_norm
+    assert norm.std[-1] == pytest.approx(X[100:200, -1].std(), rel=1e-4)
+    assert torch.equal(norm.mean[:-1], first[:-1])
+    known = norm.mean.clone()
+    clf.partial_fit(X[200:], y[200:])
+    assert torch.equal(norm.mean, known)
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_columns_that_float32_cannot_tell_apart_are_noticed(table, as_frame):
+    X, y = table
+    wide = X.astype(np.float64)
+    wide[:, 3] = 1.7e9 + wide[:, 3]
+    data, name = (pd.DataFrame(wide, columns=list("abcdefgh")), "'d'") if as_frame else (wide, "3")
+    with pytest.warns(UserWarning, match=rf"values of columns \[{name}\] of X differ by less than"):
+        fit(data, y)
+    wide[:, 3] = X[:, 3] + 1000
+    fit(wide, y)
+
+
+def test_weights_of_rows_may_be_a_series_that_is_not_written_to(table):
+    X, y = table
+    weight = pd.Series(np.linspace(1, 2, len(y), dtype=np.float32))
+    weight.to_numpy().flags.writeable = False
+    found = fit(X, y).set_params(max_epochs=1).fit(X, y, sample_weight=weight)
+    assert found.predict(X).shape == y.shape
+
+
+def test_hidden_units_that_are_one_number_are_refused(table):
+    with pytest.raises(ValueError, match="hidden_units must hold one size"):
+        fit(*table, module__hidden_units=64)

@@ -219,3 +219,17 @@ def test_the_prior_of_a_network_that_is_not_fitted_is_not_known():
         trained_prior(MaxMarginClassifier())
     with pytest.raises(ValueError, match="what BBNClassifier has learned from is not known"):
         trained_prior(BBNClassifier())
+
+
+@pytest.mark.parametrize("deferral", ["drw_epoch", "drs_epoch"])
+def test_weights_that_begin_when_the_rate_has_fallen_have_not_been_learned(deferral, table):
+    X, y = table
+    settings = {"loss": "cross_entropy", "max_epochs": 20, "random_state": 0, deferral: 0.8}
+    assert trained_prior(MaxMarginClassifier(**settings).fit(X, y)).sum() == pytest.approx(1)
+    for schedule in ("cosine", "step"):
+        clf = MaxMarginClassifier(**settings, lr_schedule=schedule).fit(X, y)
+        with pytest.raises(ValueError, match="began in epoch 17 is not known, since the learning"):
+            trained_prior(clf)
+        from_the_start = {**settings, deferral: None, "class_weight": "balanced"}
+        clf = MaxMarginClassifier(**from_the_start, lr_schedule=schedule).fit(X, y)
+        assert trained_prior(clf).sum() == pytest.approx(1)

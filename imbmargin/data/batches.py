@@ -58,7 +58,8 @@ class ArrayDataset(SkorchDataset):
         self.sample_weight = (
             None
             if sample_weight is None
-            else torch.as_tensor(np.asarray(sample_weight), dtype=torch.float32)
+            # A copy: what pandas gives may not be written to, of which torch would warn.
+            else torch.tensor(np.asarray(sample_weight), dtype=torch.float32)
         )
         self._shared = _share(X)
 

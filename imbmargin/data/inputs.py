@@ -28,6 +28,9 @@ __all__ = [
 
 _CHANNELS = (1, 3)
 _CHUNK_BYTES = 2**26
+_LOOKED_AT = 10_000
+# float32 has a grid of 6e-8 of a value's size: below, a column has some hundred values left.
+_SPREAD = 1e-5
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
     # A number too large for float32 becomes infinite, and that is an error of its own.
     with np.errstate(over="ignore", invalid="ignore"), _named_columns(X):
         _refuse_dates(X)
+        if reset:
+            _warn_of_lost_digits(X)
         return validate_data(
             estimator,
             X,
@@ -170,6 +175,31 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
             # The first is what everything else becomes.
             dtype=[np.float32, np.uint8],
             allow_nd=True,
+        )
+
+
+def _warn_of_lost_digits(X: Any) -> None:
+    """Warn of columns whose values differ in digits that float32, which X becomes, has not."""
+    is_array = isinstance(X, np.ndarray)
+    if not (is_array or hasattr(X, "columns")) or len(X.shape) != 2 or X.shape[0] == 0:
+        return
+    part = X[:: max(1, X.shape[0] // _LOOKED_AT)]
+    lost = []
+    for column, name in enumerate(range(X.shape[1]) if is_array else X.columns):
+        values = np.asarray(part[:, column] if is_array else part[name])
+        # Of narrower types no digit is lost; two columns may have one name.
+        if values.ndim > 1 or values.dtype.kind not in "fiu" or values.dtype.itemsize < 8:
+            continue
+        low, high = values.min(), values.max()
+        if 0 < float(high) - float(low) < _SPREAD * max(abs(float(low)), abs(float(high))):
+            lost.append(name)
+    if lost:
+        warnings.warn(
+            f"the values of columns {lost} of X differ by less than {_SPREAD:g} of their size, and "
+            "float32, in which networks compute, has seven digits; subtract an offset, or put "
+            "sklearn.preprocessing.StandardScaler before the classifier",
+            UserWarning,
+            stacklevel=2,
         )
 
 

@@ -14,9 +14,10 @@ __all__ = ["StratifiedSplit"]
 
 
 class StratifiedSplit:
-    """Hold out a fraction of every class; at least one row of each class stays for training.
+    """Hold out a fraction of every class, but at least one row; another stays for training.
 
-    scikit-learn's stratified splitters refuse a class with a single row, which a long tail has.
+    scikit-learn's stratified splitters refuse a class with a single row, which a long tail has;
+    here it stays in the training part.
 
     Parameters
     ----------
@@ -26,7 +27,7 @@ class StratifiedSplit:
     Raises
     ------
     ValueError
-        If the fraction is out of range, or so small that no row is held out.
+        If the fraction is out of range, or less than half a row of every class.
 
     Examples
     --------
@@ -47,16 +48,19 @@ class StratifiedSplit:
     def __call__(self, dataset: Dataset, y: Any = None, **_: Any) -> tuple[Subset, Subset]:
         """Split a dataset; the rows are drawn with torch's generator, which fit seeds."""
         target = targets_of(dataset) if y is None else np.asarray(y)
-        held: list[np.ndarray] = []
-        for label in np.unique(target):
-            rows = np.flatnonzero(target == label)
-            rows = rows[torch.randperm(len(rows)).numpy()]
-            held.append(rows[: min(round(self.fraction * len(rows)), len(rows) - 1)])
-        valid = np.sort(np.concatenate(held))
-        if len(valid) == 0:
+        labels, counts = np.unique(target, return_counts=True)
+        sizes = np.rint(self.fraction * counts).astype(int)
+        if not sizes.any():
             raise ValueError(
                 f"train_split={self.fraction} holds out no row of {len(target)}; "
                 "pass a larger fraction or None"
             )
+        # At least one, where one is left for training: scores would pass over the class.
+        sizes = np.minimum(np.maximum(sizes, 1), counts - 1)
+        held = []
+        for label, size in zip(labels, sizes, strict=True):
+            rows = np.flatnonzero(target == label)
+            held.append(rows[torch.randperm(len(rows)).numpy()][:size])
+        valid = np.sort(np.concatenate(held))
         train = np.setdiff1d(np.arange(len(target)), valid, assume_unique=True)
         return Subset(dataset, train.tolist()), Subset(dataset, valid.tolist())

@@ -75,7 +75,7 @@ class MLP(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if len(hidden_units) == 0 or min(hidden_units) < 1:
+        if isinstance(hidden_units, int) or len(hidden_units) == 0 or min(hidden_units) < 1:
             raise ValueError(
                 f"hidden_units must hold one size of at least 1 for each hidden layer, got "
                 f"{hidden_units!r}; for example (128, 128)"

@@ -92,6 +92,18 @@ class InputNorm(nn.Module):
         self.std[self.std == 0] = 1.0
         self.fitted.fill_(True)
 
+    @property
+    def lacks_spread(self) -> bool:
+        """Whether a channel was constant where the statistics are from."""
+        return bool((self.std == 1).any())
+
+    def update_constant(self, mean: Tensor, std: Tensor) -> None:
+        """Set the statistics of channels that were constant, from rows in which they may vary."""
+        other = InputNorm(self.num_channels, mean, std).to(self.mean)
+        new = self.std == 1
+        self.mean.copy_(torch.where(new, other.mean, self.mean))
+        self.std.copy_(torch.where(new, other.std, self.std))
+
     def forward(self, x: Tensor) -> Tensor:
         """Standardise x of shape (n, C) or (n, C, H, W), of any number type."""
         if not x.is_floating_point():

@@ -42,3 +42,10 @@ def test_fractions_out_of_range(fraction):
 def test_nothing_held_out():
     with pytest.raises(ValueError, match="holds out no row of 4; pass a larger fraction"):
         StratifiedSplit(0.1)(dataset([2, 2])[0])
+
+
+def test_a_rare_class_has_a_row_in_both_parts():
+    data, target = dataset([50, 4, 2, 1])
+    train, valid = StratifiedSplit(0.1)(data, target)
+    assert np.bincount(target[valid.indices]).tolist() == [5, 1, 1]
+    assert np.bincount(target[train.indices]).tolist() == [45, 3, 1, 1]
