@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import datasets as embedded
-from sklearn.compose import ColumnTransformer, make_column_selector
-from sklearn.impute import SimpleImputer
+from sklearn.compose import make_column_selector
 from sklearn.model_selection import StratifiedKFold, train_test_split
-from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import _safe_indexing
 from sklearn.utils.multiclass import type_of_target
 
 from imbmargin.data.cifar import CIFAR_CLASSES, is_batches, list_cifar, read_batches
 from imbmargin.data.images import Listing, cached_images, cached_rows, list_images, read_images
 from imbmargin.data.keel import keel_files, read_keel
+from imbmargin.data.tables import as_numbers, plain_columns, read_frame
 
 __all__ = [
     "EMBEDDED",
@@ -66,9 +65,6 @@ class TrainTest:
         X_train = _safe_indexing(self.X_train, rows)
         return replace(self, X_train=X_train, y_train=self.y_train[rows])
 
-
-# Of what pandas finds in columns of any type.
-_DATES = {"date", "datetime", "datetime64", "time", "timedelta", "timedelta64", "period"}
 
 _LOADERS: dict[str, Callable[..., Any]] = {
     "digits": embedded.load_digits,
@@ -140,7 +136,13 @@ def load_table_file(
     r"""Load a table from a CSV or Parquet file, split by class and made numeric.
 
     Numbers keep their values, with the median for missing ones; other columns become one column
-    for each of their (at most 50) values. Both are learned from the training part.
+    for each of their (at most 50) values. Both are learned from the training part. Of numbers whose
+    range is below a thousandth of their size, such as times in seconds, the median is subtracted,
+    so that float32 tells them apart.
+
+    A column of text is read as numbers if at least nine in ten of its distinct values, and ten or
+    more, are numbers: the others, such as "?", are missing. A comma in it is a decimal point, or
+    stands between thousands if three digits always follow. Such columns are named in a warning.
 
     Parameters
     ----------
@@ -167,6 +169,12 @@ def load_table_file(
     ImportError
         If pandas (or, for Parquet, pyarrow) is not installed.
 
+    Warns
+    -----
+    UserWarning
+        If columns of text are read as numbers, or the first column of a CSV has no name and counts
+        the rows from 0 on, as ``DataFrame.to_csv`` writes it: it is left out.
+
     Examples
     --------
     >>> import tempfile, pathlib
@@ -179,11 +187,11 @@ def load_table_file(
     >>> data.X_train.shape, sorted(set(data.y_train.tolist()))
     ((14, 3), ['no', 'yes'])
     """
-    frame = _read_frame(Path(path))
-    frame.columns = columns = [str(column) for column in frame.columns]
-    if target not in columns:
+    frame = read_frame(Path(path))
+    if target not in frame.columns:
         raise ValueError(
-            f"target={target!r} is not a column of {path}; pass one of {columns[:50]} as target"
+            f"target={target!r} is not a column of {path}; pass one of "
+            f"{list(frame.columns[:50])} as target"
         )
     y, X = frame[target], frame.drop(columns=target)
     if y.isna().any():
@@ -193,7 +201,7 @@ def load_table_file(
         )
     if X.shape[1] == 0:
         raise ValueError(f"{path} has no columns besides the target {target!r}; add features")
-    X = _plain_columns(X, path)
+    X = plain_columns(X, path)
     data = _split(Path(path).stem, X, np.array(y.tolist()), test_size, random_state)
     if choose is not None:
         data = data.take(choose(data.y_train))
@@ -447,53 +455,6 @@ def _split(name: str, X: Any, y: NDArray[Any], test_size: float, random_state: i
     return TrainTest(name, X_train, y_train, X_test, y_test)
 
 
-def _read_frame(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise ImportError("tables in files need pandas: pip install imbmargin[tables]") from error
-    try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except ImportError as error:
-        raise ImportError("Parquet files need pyarrow: pip install imbmargin[tables]") from error
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a table: {error}; pass a .csv or .parquet file"
-        ) from error
-
-
-def _plain_columns(X: Any, path: Any) -> Any:
-    """Return a frame whose columns are numbers, or words with NaN where they are missing."""
-    from pandas.api.types import infer_dtype
-
-    plain = X.copy(deep=False)
-    kinds = {name: infer_dtype(column, skipna=True) for name, column in X.items()}
-    dates = [name for name, kind in kinds.items() if kind in _DATES]
-    if dates:
-        raise ValueError(f"columns {dates} of {path} hold dates; turn them into numbers")
-    for name, kind in kinds.items():
-        if kind == "decimal":
-            plain[name] = X[name].astype(float)
-        elif kind in ("string", "mixed", "mixed-integer", "empty", "bytes"):
-            known = X[name].dropna()
-            if kind == "bytes" or not all(map(np.isscalar, known)):
-                raise ValueError(
-                    f"column {name!r} of {path} holds values such as {known.iloc[0]!r}, which are "
-                    "neither numbers nor words; turn them into one of the two, or leave it out"
-                )
-            plain[name] = known.astype(str).astype(object).reindex(X.index)
-    return plain
-
-
 def _as_numbers(data: TrainTest, numbers: Any, words: Any) -> TrainTest:
-    """Fill in the median of numbers, and encode words; both are learned from the training part."""
-    median = SimpleImputer(strategy="median", keep_empty_features=True)
-    one_hot = OneHotEncoder(
-        handle_unknown="infrequent_if_exist", max_categories=50, sparse_output=False
-    )
-    numeric = ColumnTransformer([("numbers", median, numbers), ("words", one_hot, words)])
-    X_train = numeric.fit_transform(data.X_train).astype(np.float32)
-    X_test = numeric.transform(data.X_test).astype(np.float32)
+    X_train, X_test = as_numbers(data.X_train, data.X_test, numbers, words)
     return replace(data, X_train=X_train, X_test=X_test)

@@ -20,7 +20,7 @@ from imbmargin.meta_sampler import ClassRates, MetaSamplerClassifier
 from imbmargin.portable import Describer, know, name_of
 from imbmargin.posthoc import LogitAdjustment, NearestClassMean, TauNormalization
 from imbmargin.prior import PriorCorrection
-from imbmargin.stored import from_bytes, to_bytes
+from imbmargin.stored import WITH_SKOPS, from_bytes, to_bytes
 
 __all__ = ["TRUSTED_TYPES", "load_model", "save_model"]
 
@@ -98,9 +98,8 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(model, _ESTIMATORS):
         raise TypeError(
-            f"save_model saves the classifiers of imbmargin, got a {type(model).__name__}; save it "
-            "with skops.io.dump(model, file), and load it with "
-            "skops.io.load(file, trusted=imbmargin.persistence.TRUSTED_TYPES)"
+            f"save_model saves the classifiers of imbmargin, got a {type(model).__name__}; "
+            f"{WITH_SKOPS}"
         )
     check_is_fitted(model)
     write_file(Path(path), to_bytes(model, Describer()))

@@ -343,8 +343,11 @@ class TrainingCurvesDisplay:
     def from_history(
         cls, history: Any, *, drw_epoch: int | None = None, ax: Any = None, **kwargs: Any
     ) -> TrainingCurvesDisplay:
-        """Draw a history, or that of a fitted estimator; ``kwargs`` are those of `plot`."""
-        return cls(getattr(history, "history_", history), drw_epoch).plot(ax, **kwargs)
+        """Draw a history, or that of a fitted estimator; ``kwargs`` are those of `plot`.
+
+        The estimator may be a Pipeline, or a search or another classifier around one.
+        """
+        return cls(_history_of(history), drw_epoch).plot(ax, **kwargs)
 
     def plot(self, ax: Any = None, **kwargs: Any) -> TrainingCurvesDisplay:
         """Draw on ``ax`` or on a new figure; ``kwargs`` go to ``Axes.plot``.
@@ -374,6 +377,21 @@ class TrainingCurvesDisplay:
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
         self.figure_.align_ylabels(panels)
         return self
+
+
+def _history_of(source: Any) -> Any:
+    """Return the history of the network in a fitted estimator, or what is none as it is."""
+    inner = source
+    while not hasattr(inner, "history_"):
+        if hasattr(inner, "steps"):
+            inner = inner.steps[-1][1]
+        elif hasattr(inner, "estimator_"):
+            inner = inner.estimator_
+        elif hasattr(inner, "best_estimator_"):
+            inner = inner.best_estimator_
+        else:
+            return source
+    return inner.history_
 
 
 def _check_classes(

@@ -11,6 +11,8 @@ from typing import Any, SupportsIndex
 
 import sklearn
 import torch
+from sklearn.frozen import FrozenEstimator
+from skorch import NeuralNet
 
 from imbmargin._version import __version__
 from imbmargin.checkpoint import pack, seal, unpack, unseal
@@ -43,6 +45,13 @@ _NOT_STORED = {
 _UNSAFE = ("compile__options", "compile__backend", "torch_load_kwargs")
 
 
+WITH_SKOPS = (
+    "save it with skops.io.dump(model, file), and load it with "
+    "skops.io.load(file, trusted=imbmargin.persistence.TRUSTED_TYPES)"
+)
+"""What to do with models that hold others than this package's."""
+
+
 def to_bytes(model: Any, describer: Describer) -> bytes:
     """Return the content of a file that holds a model.
 
@@ -65,12 +74,28 @@ def to_bytes(model: Any, describer: Describer) -> bytes:
     try:
         skeleton, tensors = pack(model, describer)
     except TypeError as error:
-        raise TypeError(
-            f"{type(model).__name__} cannot be saved: {error}. Set the parameter that holds it to "
-            "another value first (set_params), or use pickle or joblib if nobody but you can "
-            "change the file"
-        ) from error
+        raise TypeError(_refusal(model, error)) from error
     return seal(tensors, {"format": _FORMAT, **_VERSIONS, "model": json.dumps(skeleton)})
+
+
+def _refusal(model: Any, error: TypeError) -> str:
+    name, inner = type(model).__name__, model
+    while isinstance(inner, FrozenEstimator) or _is_wrapper(inner):
+        inner = inner.estimator
+    if inner is not model and not isinstance(inner, NeuralNet):
+        # What a scaler or a search has learned is no parameter that could be set.
+        return (
+            f"save_model saves the classifiers of imbmargin, got a {name} around a "
+            f"{type(inner).__name__} that its files cannot hold; {WITH_SKOPS}"
+        )
+    return (
+        f"{name} cannot be saved: {error}. Set the parameter that holds it to another value first "
+        "(set_params), or use pickle or joblib if nobody but you can change the file"
+    )
+
+
+def _is_wrapper(model: Any) -> bool:
+    return type(model).__module__.startswith("imbmargin.") and hasattr(model, "estimator")
 
 
 def from_bytes(content: bytes, trusted: Iterable[Any], source: str) -> Any:

@@ -154,8 +154,26 @@ def test_what_only_parquet_holds(tmp_path):
 @pytest.mark.parametrize("values", [[1, "x", 2, None], [1.5, "x", True, None]])
 def test_a_column_of_numbers_and_words_holds_words(monkeypatch, values):
     frame = pd.DataFrame({"a": pd.Series(values * 10, dtype=object), "y": [0, 1] * 20})
-    monkeypatch.setattr(datasets, "_read_frame", lambda path: frame)
+    monkeypatch.setattr(datasets, "read_frame", lambda path: frame)
     assert load_table_file("t.csv", "y").X_train.shape[1] == 4
+
+
+def test_what_to_csv_and_a_spreadsheet_write_becomes_numbers_in_both_parts(tmp_path):
+    rows = np.arange(60)
+    amounts = [f"{row},25" for row in rows]
+    amounts[3] = amounts[40] = "?"
+    path = tmp_path / "t.csv"
+    frame = pd.DataFrame({"amount": amounts, "time": 1_700_000_000 + rows, "y": rows % 2})
+    frame.to_csv(path)
+    with pytest.warns(UserWarning, match="count the rows|read as numbers") as caught:
+        data = load_table_file(path, "y")
+    assert [warning.filename for warning in caught] == [__file__] * 2
+    assert data.X_train.shape[1] == 2
+    # Amount and time count the rows, from different starts.
+    apart = [part[:, 0] - part[:, 1] for part in (data.X_train, data.X_test)]
+    same, n = np.unique(np.concatenate(apart), return_counts=True)
+    assert n.max() == 58
+    assert same[n.argmax()] in apart[1]
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -38,6 +38,7 @@ INTERNAL = {
         "data.inputs",
         "data.keel",
         "data.selection",
+        "data.tables",
     ),
 }
 ERRORS_ONLY = {"loop"}

@@ -8,9 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from imbmargin import _figure, plotting
+from imbmargin import MaxMarginClassifier, _figure, plotting
 from imbmargin.data.imbalance import long_tailed_counts
 from imbmargin.metrics import per_class_error, sample_margins
 from imbmargin.plotting import (
@@ -19,6 +23,7 @@ from imbmargin.plotting import (
     PerClassErrorDisplay,
     TrainingCurvesDisplay,
 )
+from imbmargin.posthoc import LogitAdjustment
 
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 METHODS = ["ERM", "Focal", "LDAM", "MM", "CB-RS", "CB-RW", "LDAM-HG-DRS", "MM-LDAM-DRW"]
@@ -281,6 +286,21 @@ def test_curves_without_a_validation_part_are_one_axes():
     display = TrainingCurvesDisplay.from_history(Fitted())
     assert [line.get_label() for line in display.ax_.get_lines()] == ["training"]
     assert len(display.figure_.axes) == 1
+
+
+def test_curves_of_the_network_inside_a_pipeline_a_search_or_a_wrapper(table):
+    X, y = table
+    network = MaxMarginClassifier(loss="cross_entropy", max_epochs=2, random_state=0)
+    pipeline = make_pipeline(StandardScaler(), network)
+    search = GridSearchCV(pipeline, {"maxmarginclassifier__lr": [1e-3]}, cv=2)
+    for model in (pipeline, LogitAdjustment(pipeline), search):
+        display = TrainingCurvesDisplay.from_history(model.fit(X, y))
+        assert len(display.history) == 2
+    frozen = LogitAdjustment(FrozenEstimator(pipeline)).fit(X, y)
+    assert TrainingCurvesDisplay.from_history(frozen).history == pipeline[-1].history_
+    forest = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, y)
+    with pytest.raises(ValueError, match=r"history must be a fitted estimator.* got Pipeline\("):
+        TrainingCurvesDisplay.from_history(forest)
 
 
 @pytest.mark.parametrize(

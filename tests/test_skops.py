@@ -7,13 +7,19 @@ import zipfile
 import numpy as np
 import pytest
 import skops.io
+from sklearn.frozen import FrozenEstimator
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skops.io.exceptions import UntrustedTypesFoundException
 
-from imbmargin import MaxMarginClassifier
+from imbmargin import MaxMarginClassifier, save_model
 from imbmargin._wrapper import Wrapper
 from imbmargin.persistence import _ESTIMATORS, TRUSTED_TYPES
+from imbmargin.posthoc import LogitAdjustment
+from imbmargin.prior import PriorCorrection
 from tests.test_persistence import Hostile, Net
 
 SHORT = {"max_epochs": 2, "random_state": 0}
@@ -40,6 +46,37 @@ def test_classifiers_around_pipelines(table, kind):
     model = kind(inner).fit(X, y)
     loaded = skops.io.loads(skops.io.dumps(model), trusted=TRUSTED_TYPES)
     assert np.array_equal(loaded.predict_proba(X), model.predict_proba(X))
+
+
+@pytest.mark.parametrize("kind", [LogitAdjustment, PriorCorrection])
+def test_save_model_names_skops_where_a_pipeline_inside_cannot_be_held(table, kind, tmp_path):
+    X, y = table
+    network = MaxMarginClassifier(loss="cross_entropy", **SHORT)
+    pipeline = make_pipeline(SimpleImputer(), network).fit(X, y)
+    for inner in (pipeline, FrozenEstimator(pipeline)):
+        model = kind(inner).fit(X, y)
+        message = rf"got a {kind.__name__} around a Pipeline .*; save it with skops\.io\.dump"
+        with pytest.raises(TypeError, match=message):
+            save_model(model, tmp_path / "model.safetensors")
+    # The imputer keeps the type of its numbers.
+    loaded = skops.io.loads(skops.io.dumps(model), trusted=[*TRUSTED_TYPES, "numpy.dtype"])
+    assert np.array_equal(loaded.predict_proba(X), model.predict_proba(X))
+
+
+def test_save_model_names_skops_where_a_search_inside_cannot_be_held(table, tmp_path):
+    X, y = table
+    search = GridSearchCV(make_pipeline(SimpleImputer(), LogisticRegression()), {}, cv=2)
+    model = LogitAdjustment(search).fit(X, y)
+    with pytest.raises(TypeError, match=r"around a GridSearchCV .*; save it with skops\.io\.dump"):
+        save_model(model, tmp_path / "model.safetensors")
+
+
+def test_save_model_names_the_parameter_of_a_network_in_a_wrapper(table, tmp_path):
+    X, y = table
+    network = MaxMarginClassifier(loss="cross_entropy", callbacks__print_log__sink=lambda _: 0)
+    model = LogitAdjustment(network.set_params(**SHORT)).fit(X, y)
+    with pytest.raises(TypeError, match=r"lambda.* Set the parameter that holds it"):
+        save_model(model, tmp_path / "model.safetensors")
 
 
 def test_an_unfitted_classifier():
