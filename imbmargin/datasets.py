@@ -292,7 +292,8 @@ def load_image_folder(
     Parameters
     ----------
     folder : str or Path
-        Holds class folders, or ``train`` and ``test`` (or ``val``) with class folders in each.
+        Holds class folders, or ``train`` and ``test`` (or ``val``) with class folders in each; also
+        ``training``, ``testing``, ``valid`` and ``validation``, in small letters or capitals.
         Without a test folder a part of each class is split off.
     image_size : int, default=None
         Height and width in pixels to which images are cut and resized. None: as they are, all of
@@ -307,7 +308,8 @@ def load_image_folder(
     Returns
     -------
     data : TrainTest
-        uint8 images (n, 3, H, W), or (n, 1, H, W) if all are grey.
+        uint8 images (n, 3, H, W), or (n, 1, H, W) if all are grey; upright, as their EXIF data
+        tell, and on white where they are transparent.
 
     Raises
     ------
@@ -315,6 +317,11 @@ def load_image_folder(
         If there is no such folder.
     ValueError
         If it has no classes or images, sizes differ, or an image cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If images are left out, since they are of a kind that is not read.
 
     Examples
     --------

@@ -27,6 +27,7 @@ _OWN = {
     "precision": "pass --precision",
     "checkpoint_dir": "leave it out, the state of a job that is broken off is kept in any case",
     "image_shape": "leave it out, it is that of the data",
+    "callbacks": "leave it out, its own watch the training",
 }
 
 _FIRST_STEPS = """first steps:
@@ -184,7 +185,8 @@ def _add_training(group: Any) -> None:
         default=[],
         type=_assignment,
         metavar="NAME=VALUE",
-        help="arguments of MaxMarginClassifier for every method, such as criterion__scale=10",
+        help="arguments of MaxMarginClassifier for every method, each of which must take them, as "
+        "in --methods LDAM-DRW MM-DRW --set criterion__scale=10",
     )
 
 

@@ -16,13 +16,18 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from imbmargin.benchmark.across import compare_tables
 from imbmargin.benchmark.arguments import make_parser
-from imbmargin.benchmark.contenders import BASELINES, DEFAULT_METHODS, check_baselines
+from imbmargin.benchmark.contenders import (
+    BASELINES,
+    DEFAULT_METHODS,
+    check_baselines,
+    check_losses,
+)
 from imbmargin.benchmark.jobs import DataSpec, Job, load_data
 from imbmargin.benchmark.paper import PAPER_EPOCHS, table_jobs
 from imbmargin.benchmark.published import paper_tables, schedule_note
 from imbmargin.benchmark.report import write_report
 from imbmargin.benchmark.runner import read_records, run_jobs
-from imbmargin.benchmark.table import Group, as_text
+from imbmargin.benchmark.table import Group, as_text, method_label
 from imbmargin.benchmark.tabular import (
     TABULAR_EPOCHS,
     TABULAR_METHODS,
@@ -30,6 +35,7 @@ from imbmargin.benchmark.tabular import (
     tabular_jobs,
 )
 from imbmargin.data.cifar import CIFAR_CLASSES, guess_cifar, read_batches
+from imbmargin.data.images import PART_NAMES, find_parts
 from imbmargin.datasets import EMBEDDED
 from imbmargin.losses import LOSSES
 from imbmargin.methods import AFTER, METHODS, SOURCES, TABLE1, make_classifier
@@ -144,7 +150,10 @@ def _compared_jobs(options: argparse.Namespace) -> list[Job]:
 def _check_set(options: argparse.Namespace, methods: Sequence[str]) -> None:
     baselines = [name for name in methods if name in BASELINES]
     if options.set and baselines:
-        raise _UserError(f"--set is for the networks; {baselines} of --methods take no arguments")
+        raise _UserError(
+            f"--set is for the networks, and {baselines} take no arguments; pass --methods without "
+            "them"
+        )
 
 
 def _tabular_jobs(options: argparse.Namespace) -> list[Job]:
@@ -216,11 +225,11 @@ def _check_outside(options: argparse.Namespace) -> None:
         root = Path(source)
         if source in EMBEDDED or not root.is_dir():
             continue
-        if (root / "train").is_dir():
-            parents = [root / name for name in ("train", "test", "val")]
-        else:
-            # The published batches of CIFAR, which the tables take, have no folders of classes.
-            parents = [root] if options.experiment == "compare" else []
+        # The published batches of CIFAR, which the tables take, have no folders of classes.
+        parents = [root] if options.experiment == "compare" else []
+        if parts := find_parts(root):
+            # Also a part that is not there yet.
+            parents = [*parts.values(), *(root / name for name in PART_NAMES)]
         for name, path in (("out", options.out), ("cache", options.cache)):
             for parent in parents:
                 if path and Path(path).resolve().is_relative_to(parent.resolve()):
@@ -234,11 +243,13 @@ def _benchmark(options: argparse.Namespace, command: str) -> int:
     small = options.experiment == "tabular"
     if not small and (options.part or options.quick):
         raise _UserError("--part and --quick belong to tabular")
-    _check_outside(options)
     make = {"compare": _compared_jobs, "tabular": _tabular_jobs}
     try:
+        _check_outside(options)
         jobs = make.get(options.experiment, _table_jobs)(options)
-        check_baselines({job.method for job in jobs})
+        methods = list(dict.fromkeys(job.method for job in jobs))
+        check_baselines(methods)
+        check_losses(methods, dict(options.set))
         for spec in reversed(list(dict.fromkeys(job.data for job in jobs))):
             # Last the first, which then is there for the first job.
             load_data(spec, 0)
@@ -286,7 +297,8 @@ def _conclude(records: list[dict[str, Any]], out: Path) -> int:
         for record in group.failed:
             job = record["job"]
             where = f"{group.short_title}, " if group.is_keel else ""
-            print(f"failed: {where}{job['method']}, seed {job['seed']}: {record['error']}")
+            label = method_label(record)
+            print(f"failed: {where}{label}, seed {job['seed']}: {record['error']}")
     if not all(group.is_keel for group in groups):
         print("\nPercent after the last epoch, mean ± standard deviation over the seeds.")
     print(f"Report: {out / 'report.html'}")

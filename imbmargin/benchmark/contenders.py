@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.losses import LOSSES
 from imbmargin.methods import AFTER, CLASSES, METHODS, make_classifier
+from imbmargin.parts import check_arguments, resolve_loss
 from imbmargin.posthoc import LogitAdjustment
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "DEFAULT_METHODS",
     "NETWORKS",
     "check_baselines",
+    "check_losses",
     "make_contender",
     "training_settings",
 ]
@@ -197,6 +199,43 @@ def check_baselines(methods: Iterable[str]) -> None:
     for name in methods:
         if name in BASELINES:
             BASELINES[name](np.array([2, 2]), 1, 0)
+
+
+def check_losses(methods: Iterable[str], arguments: Mapping[str, Any]) -> None:
+    """Raise an error if the loss of a method does not take an argument that is given for it.
+
+    Parameters
+    ----------
+    methods : iterable of str
+        Those of `METHODS` are looked at.
+    arguments : mapping of str to value
+        Of `MaxMarginClassifier`, before those of the methods; ``loss`` may be among them.
+
+    Raises
+    ------
+    ValueError
+        If an argument ``criterion__...`` is foreign to a loss, or the loss is unknown.
+
+    Examples
+    --------
+    >>> from imbmargin.benchmark.contenders import check_losses
+    >>> check_losses(["LDAM-DRW", "EasyEnsemble"], {"criterion__scale": 10})
+    """
+    foreign: dict[str, list[str]] = {}
+    for method in (name for name in methods if name in METHODS):
+        merged = {**METHODS[method], **arguments}
+        loss = resolve_loss(merged["loss"])
+        for name in (name for name in merged if name.startswith("criterion__")):
+            try:
+                check_arguments("criterion", loss, [name.removeprefix("criterion__")])
+            except TypeError:
+                foreign.setdefault(f"{name}={merged[name]!r}", []).append(method)
+    if foreign:
+        found = "; ".join(f"{text} with {', '.join(names)}" for text, names in foreign.items())
+        raise ValueError(
+            f"losses do not take what is given for them: {found}; take it away, or leave these "
+            "methods out"
+        )
 
 
 def make_contender(

@@ -176,7 +176,14 @@ def _titles(group: Group, shown: Iterable[str]) -> dict[str, str]:
 
 
 def _wrapped(name: str, letters: int) -> str:
-    return textwrap.fill(name, letters, break_on_hyphens=False)
+    """Break a name into lines: between arguments, else after the prefix of one, else anywhere."""
+    lines = textwrap.wrap(name, letters, break_on_hyphens=False, break_long_words=False)
+    parts = [
+        part
+        for line in lines
+        for part in (re.split("(?<=__)", line) if len(line) > letters else [line])
+    ]
+    return "\n".join(textwrap.fill(part, letters, break_on_hyphens=False) for part in parts)
 
 
 def _draw_errors(group: Group) -> Any:

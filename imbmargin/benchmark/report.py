@@ -7,13 +7,23 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from imbmargin.benchmark.across import METRICS, NOTES, Comparison, compare_tables
 from imbmargin.benchmark.figures import draw_critical_difference, draw_figures
 from imbmargin.benchmark.published import Table, paper_tables, schedule_note
-from imbmargin.benchmark.table import COLUMNS, Group, Rows, as_csv, as_markdown, group_records
+from imbmargin.benchmark.table import (
+    COLUMNS,
+    Group,
+    Rows,
+    as_csv,
+    as_markdown,
+    group_records,
+    method_label,
+)
+from imbmargin.methods import METHODS
 
 __all__ = ["write_report"]
 
@@ -115,16 +125,14 @@ class _Section:
 def _of_group(group: Group, folder: Path, number: int) -> _Section:
     prefix = f"{group.name}-{number}"
     figures = draw_figures(group, folder, prefix) if group.records else []
-    failures = [f"{r['job']['method']}, {_failure(r)}" for r in group.failed]
+    failures = [_failure(record) for record in group.failed]
     tables = _tables(group)
     best = {COLUMNS[column]: name for column, name in group.best().items()}
     return _Section(group.title, _describe(group), figures, failures, tables, [best] * len(tables))
 
 
 def _of_tables(found: Comparison, folder: Path, number: int) -> _Section:
-    failures = [
-        f"{Group([], [r]).short_title}, {r['job']['method']}, {_failure(r)}" for r in found.failed
-    ]
+    failures = [f"{Group([], [r]).short_title}, {_failure(r)}" for r in found.failed]
     if not found.names:
         return _Section(found.title, found.describe(), [], failures, [])
     ranks, scores = found.best(of_ranks=True), found.best(of_ranks=False)
@@ -169,11 +177,20 @@ def _describe(group: Group) -> str:
         f"{len(counts)} classes with {max(counts):,} to {min(counts):,} training {kind}; "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}."
     )
-    settings = ", ".join(f"{key} {value}" for key, value in first["settings"].items())
+    settings = ", ".join(f"{key} {value}" for key, value in _settings(group).items())
     text += f" Settings other than the defaults: {settings}." if settings else ""
     rates = [f"{name} {rate:,.0f}" for name, rate in _rates(group).items()]
     text += f" Training {kind} per second: {', '.join(rates)}." if rates else ""
     return text if group.setting is None else f"{schedule_note(group.job['epochs'])} {text}"
+
+
+def _settings(group: Group) -> dict[str, Any]:
+    """Return the settings of the data, without those that all jobs replace with arguments."""
+    jobs = [record["job"] for record in group.records]
+    own = [{*METHODS.get(job["method"], {}), *dict(job.get("arguments", []))} for job in jobs]
+    replaced = set.intersection(*own)
+    settings = group.records[0]["settings"]
+    return {name: value for name, value in settings.items() if name not in replaced}
 
 
 def _tables(group: Group) -> list[Table]:
@@ -194,14 +211,14 @@ def _rates(group: Group) -> dict[str, float]:
 
 
 def _failure(record: dict[str, Any]) -> str:
-    return f"seed {record['job']['seed']} failed: {record['error']}"
+    return f"{method_label(record)}, seed {record['job']['seed']} failed: {record['error']}"
 
 
 def _markdown(section: _Section) -> list[str]:
     lines = [f"## {section.title}", "", section.text, ""]
     for caption, rows in section.tables:
         lines += [f"{caption}:", "", as_markdown(rows), ""]
-    lines += [f"![{text}](figures/{path.name})" for path, text in section.figures]
+    lines += [f"![{text}](figures/{quote(path.name)})" for path, text in section.figures]
     return [*lines, "", *(f"- {failure}" for failure in section.failures), ""]
 
 

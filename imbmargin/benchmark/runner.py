@@ -6,9 +6,10 @@ import json
 import shutil
 import signal
 import threading
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ def run_jobs(
     checkpoints = out / "checkpoints"
     folders = {job: _checkpoint_folder(job, checkpoints) for job in jobs}
     waiting = Counter(folders[job] for job in pending)
-    with Progress(folders, set(jobs) - set(pending)) as progress:
-        for job, record in _run(pending, n_jobs, None if small else checkpoints.absolute(), dask):
+    results = _run(pending, n_jobs, None if small else checkpoints.absolute(), dask)
+    with Progress(folders, set(jobs) - set(pending)) as progress, closing(results):
+        for job, record in results:
             found[job] = {**record, "command": command}
             text = json.dumps(found[job], indent=1, allow_nan=False)
             write_file(out / job.file_name, text.encode())
@@ -99,7 +101,7 @@ def run_jobs(
 
 def _run(
     jobs: Sequence[Job], n_jobs: int, checkpoints: Path | None, dask: str | None
-) -> Iterator[tuple[Job, dict[str, Any]]]:
+) -> Generator[tuple[Job, dict[str, Any]]]:
     if dask is not None:
         with _connect(dask):
             yield from _run_parallel(jobs, -1, checkpoints)
@@ -109,7 +111,7 @@ def _run(
     else:
         # Each job gets its share of the cores: more threads would wait for one another.
         threads = max(1, cpu_count() // n_jobs)
-        with parallel_config(backend="loky", inner_max_num_threads=threads):
+        with _ended_by_sigterm(), parallel_config(backend="loky", inner_max_num_threads=threads):
             yield from _run_parallel(jobs, n_jobs, checkpoints)
 
 
@@ -124,6 +126,26 @@ def _run_parallel(
     for wave in (list(first.values()), [job for job in jobs if job not in training]):
         parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
         yield from parallel(delayed(_run_one)(job, checkpoints) for job in wave)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, at which joblib ends its workers; else they would train on."""
+
+    def end(number: int, _: Any) -> None:
+        # A second one must not break off the end of the workers.
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
@@ -209,6 +231,13 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def read_records(out: Path) -> list[dict[str, Any]]:
-    """Return all records of a folder."""
-    records = (read_record(path) for path in sorted(out.glob("*.json")))
-    return [record for record in records if record is not None]
+    """Return all records of a folder. A file that holds none is passed over with a warning."""
+    found = {path: read_record(path) for path in sorted(out.glob("*.json"))}
+    for path in (path for path, record in found.items() if record is None):
+        warnings.warn(
+            f"{path} is damaged, or no result of a job, and is left out; the command that made it "
+            "makes it anew",
+            UserWarning,
+            stacklevel=2,
+        )
+    return [record for record in found.values() if record is not None]

@@ -34,13 +34,14 @@ COLUMNS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced acc.",
     "geometric_mean": "G-mean",
+    "average_precision": "avg. precision",
     "many_error": "many err.",
     "medium_error": "medium err.",
     "few_error": "few err.",
 }
-"""Score -> heading; all in percent."""
+"""Score -> heading; all in percent. Average precision, of the rarer class, is shown of two."""
 
-_FURTHER = ("macro_f1", "average_precision", "log_loss")
+_FURTHER = ("macro_f1", "log_loss")
 
 _LOWER_IS_BETTER = {"many_error", "medium_error", "few_error"}
 
@@ -126,7 +127,10 @@ class Group:
         """Return the values over the seeds (in percent; seconds of fit) by method and score."""
         return {
             name: {
-                **{c: 100 * np.array([r["scores"][c] for r in rs], dtype=float) for c in COLUMNS},
+                **{
+                    c: 100 * np.array([r["scores"].get(c) for r in rs], dtype=float)
+                    for c in COLUMNS
+                },
                 "seconds": np.array([fit_seconds(r) for r in rs]),
             }
             for name, rs in self.by_method.items()
@@ -145,13 +149,17 @@ class Group:
 
     def rows(self) -> Rows:
         """Return a heading, and a row of text for each method."""
-        shown = [
+        known = [
             c for c in COLUMNS if not all(np.isnan(s[c]).all() for s in self.scores().values())
         ]
-        table = [["method", *(COLUMNS[c] for c in shown), "seconds"]]
+        of_two = len(self.records[0]["class_counts"]) == 2
+        shown = [c for c in known if of_two or c != "average_precision"]
+        runs = {name: len(records) for name, records in self.by_method.items()}
+        differ = len(set(runs.values())) > 1
+        table = [["method", *(COLUMNS[c] for c in shown), "seconds", *["runs"] * differ]]
         for name, score in self.scores().items():
             cells = [spread(score[column]) for column in shown]
-            table.append([name, *cells, spread(score["seconds"])])
+            table.append([name, *cells, spread(score["seconds"]), *[str(runs[name])] * differ])
         return table
 
 
@@ -171,7 +179,8 @@ def method_label(record: dict[str, Any]) -> str:
     usual = {}
     if job["data"].get("dataset"):
         usual = table_arguments(job["method"], setting_of(job["data"]))
-    further = [f"{k}={v}" for k, v in job.get("arguments", []) if usual.get(k) != v]
+    given = job.get("arguments", [])
+    further = [f"{k}={v}" for k, v in given if k not in usual or usual[k] != v]
     return " ".join([str(job["method"]), *further])
 
 

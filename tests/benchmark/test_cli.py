@@ -1,4 +1,5 @@
 import re
+import shlex
 import subprocess
 import sys
 
@@ -92,7 +93,22 @@ def test_results_are_no_class_of_the_data(tmp_path, capsys, monkeypatch):
     write_photos(tmp_path / "split" / "test")
     run[2] = str(tmp_path / "split")
     assert main([*run, "--out", str(tmp_path / "split" / "test" / "out")]) == 2
+    assert main([*run, "--out", str(tmp_path / "split" / "val" / "out")]) == 2
     assert main([*run, "--out", str(tmp_path / "split" / "out")]) == 0
+
+
+def test_parts_are_known_by_all_their_names(tmp_path, capsys):
+    write_photos(tmp_path / "Training")
+    write_photos(tmp_path / "Validation")
+    run = ["benchmark", "--data", str(tmp_path), "--methods", "ERM", "--seeds", "1"]
+    run += ["--epochs", "1", "--jobs", "1", "--out"]
+    assert main([*run, str(tmp_path / "Validation" / "out")]) == 2
+    assert main([*run, str(tmp_path / "out")]) == 0
+    [record] = read_records(tmp_path / "out" / "jobs")
+    assert (record["n_train"], record["n_test"]) == (8, 8)
+    write_photos(tmp_path / "val")
+    assert main([*run, str(tmp_path / "out")]) == 2
+    assert "has the folders ['Validation', 'val']" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -109,6 +125,15 @@ def test_results_are_no_class_of_the_data(tmp_path, capsys, monkeypatch):
         (["--data", "iris", "--target", "y"], "--target is for CSV and Parquet files, and --data"),
         (["--image-size", "8"], "--image-size is for folders of images, and --data has none"),
         (["--data", "{csv}", "--target", "y", "--cache", "c"], "--cache is for folders of images"),
+        (
+            ["--methods", "LDAM", "ERM", "cRT", "--set", "criterion__scale=10"],
+            "losses do not take what is given for them: criterion__scale=10 with ERM, cRT; take it",
+        ),
+        (
+            ["--methods", "VS", "CDT", "--set", "loss=mm"],
+            "criterion__gamma=0.15 with VS; criterion__tau=1.25 with VS; criterion__gamma=0.2 with",
+        ),
+        (["--methods", "ERM", "--set", "loss=nope"], "loss must be one of ['balanced_softmax', "),
     ],
 )
 def test_what_cannot_be_done_is_one_line(tmp_path, capsys, arguments, message):
@@ -135,6 +160,7 @@ def test_what_cannot_be_done_is_one_line(tmp_path, capsys, arguments, message):
         (["--set", "random_state=3"], "random_state is set by the command: pass --seeds"),
         (["--set", "precision=auto"], "precision is set by the command: pass --precision"),
         (["--set", "checkpoint_dir=x"], "checkpoint_dir is set by the command: leave it out"),
+        (["--set", "callbacks=disable"], "callbacks is set by the command: leave it out"),
         (["--set", "class_weight={0: 2}"], "class_weight must be a number, a word"),
         (["--set", "module__hidden=[8]"], "as in 'module__hidden=(1, 2)'; got [8]"),
         (["--set", "delta_neg=1e999"], "delta_neg must be a number"),
@@ -161,6 +187,14 @@ def test_a_report_of_nothing(tmp_path, capsys):
     assert "has no results" in capsys.readouterr().err
 
 
+def test_a_damaged_result_is_told_by_its_name(tmp_path, capsys):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "iris--ERM.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"iris--ERM\.json is damaged, or no result of a job"):
+        assert main(["report", str(tmp_path)]) == 2
+    assert "has no results" in capsys.readouterr().err
+
+
 def test_methods_prints_a_line_for_each(capsys):
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -180,6 +214,30 @@ def test_the_commands_that_the_help_teaches_are_understood(arguments, capsys):
     assert len(taught) >= 2
     for command in taught:
         make_parser().parse_args(command)
+
+
+def test_the_example_of_set_runs(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    (example,) = re.findall(r"as in (--methods .*? --set \S+)", text)
+    options = ["--data", "iris", "--seeds", "1", "--epochs", "1", "--jobs", "1"]
+    run = ["benchmark", *shlex.split(example), *options, "--out", str(tmp_path)]
+    assert main(run) == 0
+    assert "criterion__scale=10" in capsys.readouterr().out
+
+
+def test_a_loss_of_set_decides_what_its_arguments_are(tmp_path):
+    run = ["benchmark", "--data", "iris", "--seeds", "1", "--epochs", "1", "--jobs", "1"]
+    run += ["--methods", "ERM", "--set", "loss=mm", "criterion__scale=10", "--out", str(tmp_path)]
+    assert main(run) == 0
+
+
+def test_a_failed_job_is_told_with_its_arguments(tmp_path, capsys):
+    run = ["benchmark", "--data", "iris", "--seeds", "1", "--epochs", "1", "--jobs", "1"]
+    assert main([*run, "--methods", "ERM", "--set", "lr=-1", "--out", str(tmp_path)]) == 1
+    assert "failed: ERM lr=-1, seed 0: ValueError" in capsys.readouterr().out
+    assert "- ERM lr=-1, seed 0 failed: ValueError" in (tmp_path / "report.md").read_text()
 
 
 def test_the_module_runs_as_a_command():

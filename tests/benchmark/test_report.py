@@ -1,12 +1,13 @@
 import csv
 import re
+from urllib.parse import unquote
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from imbmargin.benchmark.figures import _draw_errors, _panels, _short_names
+from imbmargin.benchmark.figures import _draw_errors, _panels, _short_names, _wrapped
 from imbmargin.benchmark.report import write_report
 from imbmargin.benchmark.table import as_csv, as_markdown, as_text, group_records
 
@@ -72,11 +73,25 @@ def test_rows_have_mean_and_sample_deviation_in_the_order_of_the_methods():
     [group] = group_records(RECORDS)
     head, erm, mm = group.rows()
     assert head == ["method", "accuracy", "balanced acc.", "G-mean", "many err.", "few err.",
-                    "seconds"]  # fmt: skip
+                    "seconds", "runs"]  # fmt: skip
     assert erm[:2] == ["ERM", "70.0"]
     assert mm[:2] == ["MM-DRW", f"85.0 ± {np.std([90, 80], ddof=1):.1f}"]
     assert group.best()["accuracy"] == group.best()["few_error"] == "MM-DRW"
     assert group.title == "a<b, step, ratio 10, 3 epochs"
+
+
+def test_numbers_of_runs_stand_in_the_table_where_they_differ(tmp_path):
+    [group] = group_records(RECORDS)
+    assert [row[-1] for row in group.rows()] == ["runs", "1", "2"]
+    write_report(RECORDS, tmp_path)
+    assert "| seconds | runs |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    [group] = group_records(RECORDS[1:3])
+    assert [row[-1] for row in group.rows()] == ["seconds", "1.0", "1.0"]
+
+
+def with_arguments(record, **arguments):
+    record["job"]["arguments"] = [[name, value] for name, value in arguments.items()]
+    return record
 
 
 def test_the_seconds_hold_the_pretraining():
@@ -101,6 +116,34 @@ def test_further_arguments_come_after_the_plain_method_by_their_size():
         "MM-DRW criterion__scale=5",
         "MM-DRW criterion__scale=10",
     ]
+
+
+def test_an_argument_that_is_none_is_not_the_default():
+    records = [make_record("ERM", 0, 0.5), make_record("ERM", 0, 0.7)]
+    with_arguments(records[1], augment=None)
+    [group] = group_records(records)
+    assert list(group.by_method) == ["ERM", "ERM augment=None"]
+    assert [row[1] for row in group.rows()[1:]] == ["50.0", "70.0"]
+    rows = csv.DictReader(as_csv([group]).splitlines())
+    assert {row["method"]: row["accuracy"] for row in rows}["ERM augment=None"] == "0.7"
+
+
+def test_settings_that_all_jobs_replace_are_not_told(tmp_path):
+    def told(*records):
+        for record in records:
+            record["settings"] = {"batch_size": 32, "lr_schedule": "cosine"}
+        write_report(list(records), tmp_path)
+        text = (tmp_path / "report.md").read_text(encoding="utf-8")
+        return re.findall(r"Settings other than the defaults: (.*?)\.", text)
+
+    def own():
+        return with_arguments(make_record("ERM", 0, 0.5), batch_size=64)
+
+    assert told(own()) == ["lr_schedule cosine"]
+    assert told(own(), make_record("ERM", 0, 0.5)) == ["batch_size 32, lr_schedule cosine"]
+    # A method's own are arguments too.
+    assert told(make_record("BBN", 0, 0.5)) == ["batch_size 32"]
+    assert told(with_arguments(make_record("BBN", 0, 0.5), batch_size=64)) == []
 
 
 def test_other_settings_are_other_groups():
@@ -169,7 +212,24 @@ def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
     assert "Settings other than the defaults: batch_size 32." in page
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     for name in re.findall(r"\(figures/(.*?)\)", markdown):
-        assert (tmp_path / "figures" / name).is_file()
+        assert (tmp_path / "figures" / unquote(name)).is_file()
+
+
+def test_links_to_figures_hold_no_blanks(tmp_path):
+    for source, prefix in (("my photos (new)", "my%20photos%20%28new%29"), ("a-b_c.1", "a-b_c")):
+        record = make_record("ERM", 0, 0.5)
+        record["job"]["data"] = {**record["job"]["data"], "source": source}
+        write_report([record], tmp_path)
+        markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+        names = re.findall(r"\]\(figures/(.*)\)", markdown)
+        assert names == [f"{prefix}-1-{name}.png" for name in ("classes", "errors", "curves")]
+        assert all((tmp_path / "figures" / unquote(name)).is_file() for name in names)
+
+
+def test_a_failure_is_told_with_its_arguments(tmp_path):
+    write_report([with_arguments(make_failure("ERM"), batch_size=64)], tmp_path)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "- ERM batch_size=64, seed 0 failed: ValueError: too few" in markdown
 
 
 def test_a_group_in_which_all_failed_is_reported(tmp_path):
@@ -219,3 +279,30 @@ def test_long_names_stay_over_their_panels():
         assert ax.bbox.x0 <= title.get_window_extent().x0
         assert title.get_window_extent().x1 <= ax.bbox.x1 + 1
     plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("MM-DRW criterion__scale=10", ["MM-DRW", "criterion__scale=10"]),
+        ("criterion__max_margin=0.2", ["criterion__", "max_margin=0.2"]),
+        ("ERM optimizer__weight_decay=0.0005", ["ERM", "optimizer__", "weight_decay=0.0005"]),
+        ("a__long_name_without_a_place", ["a__", "long_name_without_a", "_place"]),
+    ],
+)
+def test_long_names_break_behind_a_prefix(name, lines):
+    assert _wrapped(name, 19) == "\n".join(lines)
+
+
+def test_average_precision_stands_in_the_table_of_two_classes():
+    records = [make_record("ERM", 0, 0.9), make_record("MM", 0, 0.8)]
+    for record, precision in zip(records, (0.25, 0.5), strict=True):
+        record["scores"]["average_precision"] = precision
+    [group] = group_records(records)
+    head, erm, _ = group.rows()
+    assert erm[head.index("avg. precision")] == "25.0"
+    assert group.best()["average_precision"] == "MM"
+    for record in records:
+        record |= {"class_counts": [1000, 100, 10], "classes": ["x", "y", "z"]}
+    [group] = group_records(records)
+    assert "avg. precision" not in group.rows()[0]

@@ -1,6 +1,11 @@
 import json
+import os
 import signal
+import subprocess
+import sys
+import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -213,3 +218,94 @@ def test_ctrl_c_ends_the_run_and_leaves_no_half_of_a_training(tmp_path, monkeypa
 def test_a_job_that_is_asked_for_twice_is_run_once(tmp_path, counted):
     assert len(run_jobs([JOBS[0], JOBS[0]], tmp_path)) == 1
     assert counted == JOBS[:1]
+
+
+def test_a_file_that_holds_no_result_is_named(tmp_path, counted):
+    run_jobs(JOBS, tmp_path)
+    (tmp_path / JOBS[0].file_name).write_text("{")
+    with pytest.warns(UserWarning, match=f"{JOBS[0].file_name} is damaged, or no result") as caught:
+        records = read_records(tmp_path)
+    assert [record["job"]["seed"] for record in records] == [1]
+    assert len(caught) == 1
+
+
+ENDLESS = [Job(IRIS, method, 0, epochs=10**6) for method in ("ERM", "MM")]
+
+PARALLEL = """
+import sys
+from pathlib import Path
+
+from imbmargin.benchmark.jobs import DataSpec, Job
+from imbmargin.benchmark.runner import run_jobs
+
+jobs = [Job(DataSpec("iris"), method, 0, epochs=10**6) for method in ("ERM", "MM")]
+run_jobs(jobs, Path(sys.argv[1]), n_jobs=2)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught")
+def test_sigterm_ends_the_workers_too_and_a_rerun_goes_on(tmp_path, monkeypatch):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARALLEL, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        while len({file.parent for file in tmp_path.glob("checkpoints/*/*/*.safetensors")}) < 2:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.terminate()
+        # Workers write into the same pipe, which ends when the last of them has ended.
+        process.communicate(timeout=100)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGTERM
+    begun = []
+
+    def begin(bar, net, **kwargs):
+        begun.append(len(net.history))
+        raise SystemExit
+
+    monkeypatch.setattr(epochs.EpochBar, "on_epoch_begin", begin)
+    for job in ENDLESS:
+        with pytest.raises(SystemExit):
+            run_jobs([job], tmp_path)
+    assert len(begun) == 2
+    assert min(begun) > 1
+
+
+def test_the_handler_of_sigterm_is_the_one_of_before(tmp_path, monkeypatch):
+    handlers = []
+
+    def run_parallel(jobs, n_jobs, checkpoints):
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        yield from runner._run(jobs, 1, checkpoints, None)
+
+    monkeypatch.setattr(runner, "_run_parallel", run_parallel)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(name, n_jobs=2):
+        run_jobs([Job(IRIS, "ERM", 0, epochs=1)], tmp_path / name, n_jobs)
+
+    run("caught")
+    assert handlers.pop() is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+    # Only the main thread can catch signals.
+    thread = threading.Thread(target=run, args=["thread"])
+    thread.start()
+    thread.join()
+    assert handlers.pop() is before
+    assert len(read_records(tmp_path / "thread")) == 1
+
+
+def test_a_handler_of_the_user_stays(tmp_path, counted):
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    try:
+        with runner._ended_by_sigterm():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [True]
