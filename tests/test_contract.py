@@ -441,6 +441,10 @@ def test_a_column_that_is_constant_at_first_is_standardised_when_it_varies(table
     known = norm.mean.clone()
     clf.partial_fit(X[200:], y[200:])
     assert torch.equal(norm.mean, known)
+    given = {"module__mean": [0.0] * 9, "module__std": [1.0] * 9}
+    clf = MaxMarginClassifier(**given, max_epochs=1, random_state=0)
+    clf.partial_fit(X[:100], y[:100], classes=[0, 1, 2]).partial_fit(X[100:], y[100:])
+    assert clf.module_.input_norm.std.tolist() == [1.0] * 9
 
 
 @pytest.mark.parametrize("as_frame", [False, True])

@@ -45,6 +45,8 @@ class InputNorm(nn.Module):
     mean: Tensor
     std: Tensor
     fitted: Tensor
+    # A model that was loaded does not know it, and keeps the statistics that it has.
+    _constant: Sequence[bool] = ()
 
     def __init__(
         self,
@@ -90,19 +92,21 @@ class InputNorm(nn.Module):
         self.std.copy_(torch.where(constant, 1.0, values[1]))
         # A column of denormal scale has a std that float32 cannot hold.
         self.std[self.std == 0] = 1.0
+        self._constant = constant.tolist()
         self.fitted.fill_(True)
 
     @property
     def lacks_spread(self) -> bool:
-        """Whether a channel was constant where the statistics are from."""
-        return bool((self.std == 1).any())
+        """Whether a channel was constant in the rows that the statistics are from."""
+        return any(self._constant)
 
     def update_constant(self, mean: Tensor, std: Tensor) -> None:
         """Set the statistics of channels that were constant, from rows in which they may vary."""
         other = InputNorm(self.num_channels, mean, std).to(self.mean)
-        new = self.std == 1
+        new = torch.tensor(self._constant, device=self.mean.device)
         self.mean.copy_(torch.where(new, other.mean, self.mean))
         self.std.copy_(torch.where(new, other.std, self.std))
+        self._constant = [a and b for a, b in zip(self._constant, other._constant, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardise x of shape (n, C) or (n, C, H, W), of any number type."""
