@@ -114,6 +114,9 @@ class LargeMarginSoftmaxLoss(ClassCountLoss):
     ``loss(logits, target, features=features, head_weight=head.weight)``. Predict with the plain
     logits.
 
+    On a long tail ``least_blend=5`` keeps rare classes: without it the loss of a class that is not
+    learned yet falls when its weight vector becomes short, and it may never be predicted.
+
     References
     ----------
     .. [1] Liu et al., ICML 2016.
