@@ -185,6 +185,9 @@ def test_a_missing_test_part_or_folder_is_an_error(folder, tmp_path):
 def test_the_data_set_is_guessed_from_the_folder(folder, tmp_path, monkeypatch):
     (folder / "train" / ".cache").mkdir()
     assert cifar.guess_cifar(folder) == "cifar10"
+    (folder / "train").rename(folder / "Train")
+    assert cifar.guess_cifar(folder) == "cifar10"
+    (folder / "Train").rename(folder / "train")
     batches = tmp_path / "batches"
     batches.mkdir()
     with pytest.raises(ValueError, match=r"neither 10 nor 100 class folders in train/; name the"):

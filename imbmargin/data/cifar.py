@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imbmargin.data.images import Listing, class_folders, list_images
+from imbmargin.data.images import Listing, class_folders, find_parts, list_images
 
 __all__ = ["CIFAR_CLASSES", "guess_cifar", "is_batches", "list_cifar", "read_batches"]
 
@@ -33,9 +33,8 @@ def guess_cifar(root: Path) -> str:
         If it holds neither, or both.
     """
     found = [name for name in CIFAR_CLASSES if is_batches(root, name)]
-    train = root / "train"
-    if not found and train.is_dir():
-        folders = len(class_folders(train))
+    if not found and root.is_dir() and (parts := find_parts(root)):
+        folders = len(class_folders(parts["train"]))
         found = [name for name, classes in CIFAR_CLASSES.items() if classes == folders]
     if len(found) != 1:
         what = "both data sets" if found else "neither 10 nor 100 class folders in train/"
