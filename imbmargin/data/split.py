@@ -49,14 +49,15 @@ class StratifiedSplit:
         """Split a dataset; the rows are drawn with torch's generator, which fit seeds."""
         target = targets_of(dataset) if y is None else np.asarray(y)
         labels, counts = np.unique(target, return_counts=True)
-        sizes = np.rint(self.fraction * counts).astype(int)
+        # One is left for training.
+        sizes = np.minimum(np.rint(self.fraction * counts).astype(int), counts - 1)
         if not sizes.any():
             raise ValueError(
                 f"train_split={self.fraction} holds out no row of {len(target)}; "
                 "pass a larger fraction or None"
             )
-        # At least one, where one is left for training: scores would pass over the class.
-        sizes = np.minimum(np.maximum(sizes, 1), counts - 1)
+        # At least one, where there are two: scores would pass over the class.
+        sizes = np.maximum(sizes, np.minimum(counts - 1, 1))
         held = []
         for label, size in zip(labels, sizes, strict=True):
             rows = np.flatnonzero(target == label)

@@ -49,3 +49,8 @@ def test_a_rare_class_has_a_row_in_both_parts():
     train, valid = StratifiedSplit(0.1)(data, target)
     assert np.bincount(target[valid.indices]).tolist() == [5, 1, 1]
     assert np.bincount(target[train.indices]).tolist() == [45, 3, 1, 1]
+
+
+def test_single_rows_are_not_held_out():
+    with pytest.raises(ValueError, match="holds out no row of 3"):
+        StratifiedSplit(0.9)(dataset([1, 1, 1])[0])
