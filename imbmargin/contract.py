@@ -61,6 +61,10 @@ class ContractClassifier(ParameterClassifier):
         coded = "forward_iter" in self.__dict__ and not self._scores_labels
         return np.arange(len(labels)) if coded else labels
 
+    @property
+    def _labels_are_codes(self) -> bool:
+        return np.array_equal(self.classes_, np.arange(len(self.classes_)))
+
     def check_data(self, X: Any, y: Any) -> None:
         """Do nothing: fit has checked the data before it changed anything."""
 
@@ -320,7 +324,7 @@ class ContractClassifier(ParameterClassifier):
             X = self._check_array(whole.X, reset=False)
             labels = inputs.check_labels(whole.y, X.shape[0])
             return self._make_dataset(X[rows], labels[rows], None)
-        if not np.array_equal(self.classes_, np.arange(len(self.classes_))):
+        if not self._labels_are_codes:
             raise ValueError(
                 f"predefined_split holds a {type(whole).__name__}, whose targets are 0..K-1, but y "
                 f"has labels such as {self.classes_[0]!r}; pass predefined_split(Dataset(X, y)) "
@@ -355,7 +359,7 @@ class ContractClassifier(ParameterClassifier):
         return True
 
     def _check_batch_scoring(self) -> None:
-        coded = np.array_equal(self.classes_, np.arange(len(self.classes_)))
+        coded = self._labels_are_codes
         for name, callback in self.callbacks_:
             if coded or not isinstance(callback, BatchScoring):
                 continue

@@ -68,7 +68,7 @@ class InnerOptimizer:
     optimizer_: Any
 
     def _step_optimizer(self, step_fn: Any) -> None:
-        self.optimizer_.step(*(() if step_fn is None else (step_fn,)))
+        self.optimizer_.step(step_fn)
 
 
 @cache

@@ -129,6 +129,20 @@ def _run_parallel(
 
 
 @contextmanager
+def _handling(number: signal.Signals, usual: Any, handler: Any) -> Iterator[None]:
+    """Handle a signal in the main thread, where its handler is the usual one; then give it back."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(number) is not usual:
+        yield
+        return
+    signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, usual)
+
+
+@contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """Let SIGTERM raise SystemExit, at which joblib ends its workers; else they would train on."""
 
@@ -137,15 +151,8 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    with _handling(signal.SIGTERM, signal.SIG_DFL, end):
         yield
-        return
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
@@ -185,17 +192,11 @@ def _unswallowed_interrupt() -> Iterator[None]:
     def interrupt(*_: Any) -> None:
         raise _Interrupted
 
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        with _handling(signal.SIGINT, signal.default_int_handler, interrupt):
+            yield
     except _Interrupted:
         raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

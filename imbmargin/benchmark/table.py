@@ -149,15 +149,14 @@ class Group:
 
     def rows(self) -> Rows:
         """Return a heading, and a row of text for each method."""
-        known = [
-            c for c in COLUMNS if not all(np.isnan(s[c]).all() for s in self.scores().values())
-        ]
+        scores = self.scores()
+        known = [c for c in COLUMNS if not all(np.isnan(s[c]).all() for s in scores.values())]
         of_two = len(self.records[0]["class_counts"]) == 2
         shown = [c for c in known if of_two or c != "average_precision"]
         runs = {name: len(records) for name, records in self.by_method.items()}
         differ = len(set(runs.values())) > 1
         table = [["method", *(COLUMNS[c] for c in shown), "seconds", *["runs"] * differ]]
-        for name, score in self.scores().items():
+        for name, score in scores.items():
             cells = [spread(score[column]) for column in shown]
             table.append([name, *cells, spread(score["seconds"]), *[str(runs[name])] * differ])
         return table
