@@ -163,7 +163,9 @@ def look_into(layer: nn.Module) -> Iterator[dict[str, list[torch.Tensor]]]:
 
     hook = layer.register_forward_hook(look)
     try:
-        yield seen
+        # A compiled network would be compiled anew for the hook.
+        with torch.compiler.set_stance("force_eager"):
+            yield seen
     finally:
         hook.remove()
 

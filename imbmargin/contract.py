@@ -384,7 +384,9 @@ class ContractClassifier(ParameterClassifier):
             norm = getattr(self.module_, "input_norm", None)
             if norm is not None and self._layout is not None and self._layout.image_shape:
                 inputs.warn_of_other_pixels(X, norm.mean, norm.std)
-        outputs = (part[0] if isinstance(part, tuple) else part for part in self.forward_iter(X))
+        # They stay on the device until the last of them: a copy of each would make it wait.
+        found = self.forward_iter(X, device=self.device)
+        outputs = (part[0] if isinstance(part, tuple) else part for part in found)
         if "forward_iter" in self.__dict__:
             # What skorch's scoring callbacks kept of the batches: any number of rows, with a graph.
             return torch.cat([part.detach().float().cpu() for part in outputs])
@@ -394,10 +396,10 @@ class ContractClassifier(ParameterClassifier):
             if start == 0:
                 # Filled in place: small outputs kept among large freed ones would scatter memory.
                 dtype = torch.promote_types(part.dtype, torch.float32)
-                logits = torch.empty(rows, *part.shape[1:], dtype=dtype)
+                logits = torch.empty(rows, *part.shape[1:], dtype=dtype, device=part.device)
             logits[start : start + len(part)] = part
             start += len(part)
-        return logits[:start]
+        return logits[:start].cpu()
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the logits, before the scale of the loss.

@@ -14,8 +14,10 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from imbmargin._tangents import QuickBatchNorm
 from imbmargin.data import inputs
 from imbmargin.data.batches import ArrayDataset, as_arrays, is_array_dataset, targets_of
+from imbmargin.data.transfer import send
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.modules.members import rows_per_target
 from imbmargin.randomness import get_torch_states, isolated_random_state, set_torch_states
@@ -295,7 +297,7 @@ class MetaWeightNetClassifier(InnerOptimizer, MaxMarginClassifier):
 
     def _meta_loss(self, weights: dict[str, Any]) -> Tensor:
         size = len(self.meta_targets_) if self.batch_size == -1 else self.batch_size
-        rows = torch.randperm(len(self.meta_targets_))[:size].to(self.meta_targets_.device)
+        rows = send(torch.randperm(len(self.meta_targets_))[:size], self.meta_targets_.device)
         logits = self._virtual(weights, self._network_input(self.meta_rows_[rows]))
         return F.cross_entropy(self.logit_scale_ * logits, self.meta_targets_[rows])
 
@@ -304,7 +306,7 @@ class MetaWeightNetClassifier(InnerOptimizer, MaxMarginClassifier):
     ) -> Tensor:
         """Return by how much the loss of each row rises if the weights go in a direction."""
         _load_forward_rules()
-        with torch.no_grad(), forward_ad.dual_level():
+        with torch.no_grad(), forward_ad.dual_level(), QuickBatchNorm():
             dual = {
                 name: forward_ad.make_dual(weights[name].detach(), tangent)
                 for name, tangent in direction.items()

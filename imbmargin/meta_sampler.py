@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from imbmargin._paired import PairedBatches
+from imbmargin.data.transfer import send
 from imbmargin.losses._base import weighted_mean
 from imbmargin.meta import InnerOptimizer, check_row_losses, copied_buffers, virtual_step
 from imbmargin.modules import find_head, watch_input
@@ -91,7 +92,7 @@ def _noise_given_class(log_rate: Tensor, target: Tensor) -> Tensor:
     off there: G = -log(E / rate + exp(-largest)) with E exponential.
     """
     shape = (len(target), len(log_rate))
-    exponential = torch.empty(shape).exponential_().to(target.device)
+    exponential = send(torch.empty(shape).exponential_(), target.device)
     of_target = exponential.gather(1, target.unsqueeze(1))
     others = exponential / log_rate.exp() + of_target
     scattered = others.scatter(1, target.unsqueeze(1), of_target)

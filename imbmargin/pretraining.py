@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from imbmargin.data.batches import ArrayDataset, as_arrays, is_array_dataset
+from imbmargin.data.transfer import send
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.modules import CosineLinear
 from imbmargin.parts import find_backbone
@@ -84,7 +85,7 @@ def rotate(images: Tensor) -> tuple[Tensor, Tensor]:
     >>> turns.bincount()
     tensor([2, 2, 2, 2])
     """
-    order = torch.randperm(len(images)).to(images.device)
+    order = send(torch.randperm(len(images)), images.device)
     rotated = torch.empty_like(images)
     turns = torch.empty(len(images), dtype=torch.int64, device=images.device)
     for turn in range(_ROTATIONS):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from imbmargin.data.batches import ArrayBatches, is_array_dataset
+from imbmargin.data.transfer import send
 from imbmargin.loop import CheckpointedLoop
 from imbmargin.modules import WeightAverage, channel_statistics, find_head, watch_input
 from imbmargin.modules.heads import class_vectors
@@ -185,7 +186,7 @@ class BatchSteps(CheckpointedLoop):
 
     def _mixed(self, batch: Any) -> Any:
         x, (target, weight) = self._to_module(batch[0]), self._target_and_weight(batch[1])
-        counts = torch.as_tensor(self.class_counts_, device=target.device)
+        counts = send(torch.as_tensor(self.class_counts_), target.device)
         x, partner, share = self.mixing_(x, target, counts)
         weights = torch.cat([share, 1 - share])
         if weight is not None:

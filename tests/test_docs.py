@@ -39,6 +39,7 @@ INTERNAL = {
         "data.keel",
         "data.selection",
         "data.tables",
+        "data.transfer",
     ),
 }
 ERRORS_ONLY = {"loop"}

@@ -1,5 +1,7 @@
 """The training loop: what callbacks and the history see, steps, and divergence."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from sklearn.base import clone
 from skorch.callbacks import Callback, GradientNormClipping
 from torch import nn
 
-from imbmargin import MaxMarginClassifier
+from imbmargin import MaxMarginClassifier, make_classifier
 from imbmargin.bbn import BBNClassifier
 from imbmargin.loop import DivergenceError
 from imbmargin.meta_sampler import MetaSamplerClassifier
@@ -253,3 +255,36 @@ def test_gradients_in_float16_have_their_own_size(kind, table, float16, monkeypa
     assert away > 0
     # The first steps are left out, until the scale has come down.
     assert max((a - b).abs().max().item() for a, b, _ in pairs) < 0.5 * away
+
+
+class _Waits(Callback):
+    """Count how often an epoch, after the first, makes Python wait for the CUDA device."""
+
+    def on_epoch_begin(self, net, **kwargs):
+        if len(net.history) == 2:
+            torch.cuda.set_sync_debug_mode("warn")
+
+    def on_epoch_end(self, net, **kwargs):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(
+    not hasattr(torch.cuda, "set_sync_debug_mode"), reason="a simulated device tells of no waits"
+)
+@pytest.mark.parametrize(
+    "name", ["ERM", "MM-LDAM-DRW", "CB-RS", "VS", "IB", "remix", "BBN", "MW-Net", "LDAM-DRW+SSP"]
+)
+def test_no_batch_makes_python_wait_for_a_cuda_device(name):
+    waits = []
+    for rows in (64, 128):
+        generator = np.random.default_rng(0)
+        X = generator.integers(256, size=(rows, 3, 16, 16), dtype=np.uint8)
+        clf = make_classifier(
+            name, max_epochs=2, batch_size=16, device="cuda", callbacks=[_Waits()], random_state=0
+        )
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            clf.fit(X, np.arange(rows) % 3)
+        waits.append(sum("synchroniz" in str(warning.message) for warning in found))
+    assert 0 < waits[1] <= waits[0] <= 4

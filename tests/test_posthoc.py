@@ -205,6 +205,19 @@ def test_the_mean_of_a_class_without_rows_is_never_nearest(classes, rare):
     assert np.isnan(clf.means_[empty]).all()
 
 
+# torch's tracer looks at attributes that warn.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiled_network_is_not_compiled_anew_to_be_looked_into(rare):
+    X, y, *_ = rare
+    compiled = clone(NETWORK).set_params(compile=True, compile__backend="aot_eager").fit(X, y)
+    torch._dynamo.utils.counters.clear()
+    clf = NearestClassMean(FrozenEstimator(compiled)).fit(X, y)
+    found = clf.predict_proba(X)
+    assert not torch._dynamo.utils.counters["stats"]
+    plain = NearestClassMean(NETWORK).fit(X, y)
+    np.testing.assert_allclose(found, plain.predict_proba(X), atol=1e-5)
+
+
 @pytest.mark.parametrize("make", [LogitAdjustment, TauNormalization, NearestClassMean])
 def test_around_plain_skorch_nets_and_pipelines(make, rare):
     X, y, X_test, y_test = rare

@@ -4,6 +4,7 @@ import json
 from statistics import median
 
 import pytest
+import torch
 
 from tests.speed.__main__ import CASES, main
 
@@ -67,6 +68,24 @@ def test_a_case_runs(case, tmp_path, capsys):
         else:
             assert found | comparison["skipped"].keys() == CONTENDERS[case]
         assert all(f"| {name} " in table for name in found)
+
+
+# What has no place on the device, or does not pay there, and what only belongs there.
+NOT_ON_CUDA = {"MLPClassifier"}
+ONLY_ON_CUDA = {"images": {"published, 8 workers"}}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("case", CASES)
+def test_a_case_runs_on_a_cuda_device(case, tmp_path):
+    options = ["--quick", "--rounds", "1", "--device", "cuda", "--out", str(tmp_path)]
+    main([case, *options])
+    content = json.loads((tmp_path / f"{case}.json").read_text(encoding="utf-8"))
+    assert content["environment"]["gpu"] == torch.cuda.get_device_name()
+    for comparison in content["comparisons"]:
+        check(comparison, 1)
+        found = comparison["contenders"].keys() | comparison["skipped"].keys()
+        assert found == CONTENDERS[case] - NOT_ON_CUDA | ONLY_ON_CUDA.get(case, set())
 
 
 def test_an_unknown_case_is_an_error(capsys):

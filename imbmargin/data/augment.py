@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imbmargin.data.transfer import send
+
 __all__ = ["AUGMENTATIONS", "Cutout", "Grouped", "RandomCrop", "RandomFlip", "make_augment"]
 
 Augment = Callable[[Tensor], Tensor]
@@ -45,7 +47,7 @@ class RandomCrop:
         n, _, height, width = images.shape
         # Channels last: the gathered elements are whole pixels, which is what makes it fast.
         padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, *(self.padding,) * 4))
-        offset = torch.randint(2 * self.padding + 1, (2, n, 1, 1)).to(images.device)
+        offset = send(torch.randint(2 * self.padding + 1, (2, n, 1, 1)), images.device)
         rows = offset[0] + torch.arange(height, device=images.device).view(1, -1, 1)
         columns = offset[1] + torch.arange(width, device=images.device).view(1, 1, -1)
         samples = torch.arange(n, device=images.device).view(-1, 1, 1)
@@ -66,7 +68,7 @@ class RandomFlip:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the images, some mirrored."""
-        mirrored = (torch.rand(len(images)) < 0.5).to(images.device)
+        mirrored = send(torch.rand(len(images)) < 0.5, images.device)
         return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
@@ -107,7 +109,7 @@ class Cutout:
         n, _, *sides = images.shape
         hole = torch.ones((), dtype=torch.bool, device=images.device)
         for axis, side in enumerate(sides):
-            centre = torch.randint(side, (n, 1)).to(images.device)
+            centre = send(torch.randint(side, (n, 1)), images.device)
             distance = torch.arange(side, device=images.device) - centre
             inside = (distance >= -(self.size // 2)) & (distance < (self.size + 1) // 2)
             hole = hole & inside.view(n, 1, *((-1, 1) if axis == 0 else (1, -1)))
@@ -151,7 +153,7 @@ class Grouped:
     def __call__(self, images: Tensor) -> Tensor:
         """Return the transformed images, in their order."""
         out = torch.empty_like(images)
-        for part in torch.randperm(len(images)).to(images.device).chunk(self.groups):
+        for part in send(torch.randperm(len(images)), images.device).chunk(self.groups):
             out[part] = self.transform(images[part])
         return out
 

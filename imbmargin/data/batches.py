@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from skorch.dataset import Dataset as SkorchDataset
 from torch.utils.data import Dataset, Subset
 
+from imbmargin.data.transfer import send
+
 __all__ = ["ArrayBatches", "ArrayDataset", "rows_of_a_batch", "targets_of"]
 
 Batch = tuple[Any, Any]
@@ -218,14 +220,14 @@ class ArrayBatches:
 
     def _located(self, rows: torch.Tensor) -> torch.Tensor:
         rows = rows if self.rows is None else self.rows[rows]
-        return rows.to(self.dataset.device)
+        return send(rows, self.dataset.device)
 
     def _move(self, batch: Any) -> Any:
         if self.device.type != "cuda" or self.dataset.device.type == "cuda":
             return batch
         if isinstance(batch, tuple):
             return tuple(self._move(part) for part in batch)
-        return batch.pin_memory().to(self.device, non_blocking=True)
+        return send(batch, self.device)
 
 
 def batch_bounds(rows: int, batch_size: int, least: int) -> list[int]:

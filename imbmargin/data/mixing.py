@@ -8,6 +8,8 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from imbmargin.data.transfer import send
+
 __all__ = ["MIXINGS", "Mixed", "Mixup", "Remix", "make_mixing"]
 
 
@@ -80,7 +82,7 @@ class Mixup(BaseEstimator):
         """
         self._check()
         lam = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
-        partner = torch.randperm(len(x)).to(x.device)
+        partner = send(torch.randperm(len(x)), x.device)
         x = x if x.is_floating_point() else x.float()
         mixed = torch.lerp(x[partner], x, lam)
         return Mixed(mixed, partner, self._share(lam, target, target[partner], class_counts))

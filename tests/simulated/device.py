@@ -43,5 +43,6 @@ def _device_module():
     module.mem_get_info = lambda device: (2**36, 2**36)
     module.get_rng_state = lambda device: torch.zeros(1, dtype=torch.uint8)
     module.set_rng_state = lambda state, device: None
+    module.synchronize = lambda device=None: None
     module.manual_seed = module.manual_seed_all = lambda seed: None
     return module

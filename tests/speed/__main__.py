@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="threads of torch and of BLAS; default: theirs")
     parser.add_argument("--out", type=Path, default=Path("build/speed"), help="folder of the files")
     parser.add_argument("--page", type=Path, help="page whose tables are written anew, from --out")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
     options = parser.parse_args(argv)
     unknown = set(options.cases) - CASES.keys()
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     with threadpool_limits(options.threads):
         for case in options.cases or CASES:
             results = []
-            for result in CASES[case](options.rounds, options.quick):
+            for result in CASES[case](options.rounds, options.quick, options.device):
                 results.append(result)
                 print(as_table(result), flush=True)
             print(f"\nwritten to {write_json(options.out, case, results)}", flush=True)

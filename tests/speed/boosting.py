@@ -23,9 +23,9 @@ NOTE = (
 LIGHTGBM = "LightGBM"
 
 
-def contenders(epochs: int, counts: np.ndarray) -> dict[str, Any]:
+def contenders(epochs: int, counts: np.ndarray, device: str) -> dict[str, Any]:
     """Return name -> function that makes a classifier."""
-    network = partial(make_classifier, max_epochs=epochs, device="cpu", random_state=0)
+    network = partial(make_classifier, max_epochs=epochs, device=device, random_state=0)
     return {
         # The benchmark gives it one thread.
         LIGHTGBM: lambda: BASELINES[LIGHTGBM](counts, epochs, 0).set_params(n_jobs=None),
@@ -46,14 +46,16 @@ def fit(make: Any, data: list[np.ndarray]) -> Sample:
     return Sample(seconds, {"balanced": balanced_accuracy_score(y_test, model.predict(X_test))})
 
 
-def run(rounds: int | None = None, quick: bool = False) -> Iterator[dict[str, Any]]:
+def run(
+    rounds: int | None = None, quick: bool = False, device: str = "cpu"
+) -> Iterator[dict[str, Any]]:
     """Run the case, and yield the result of its comparisons."""
     for rows in (400,) if quick else (10_000, 50_000):
         X, y = make_classification(
             2 * rows, 32, n_informative=12, weights=[0.98], flip_y=0.01, random_state=0
         )
         data = train_test_split(X.astype(np.float32), y, test_size=0.5, stratify=y, random_state=0)
-        made, skipped = contenders(2 if quick else 40, np.bincount(data[2])), {}
+        made, skipped = contenders(2 if quick else 40, np.bincount(data[2]), device), {}
         try:
             check_baselines([LIGHTGBM])
         except ImportError as error:

@@ -17,6 +17,13 @@ Stamps = list[float]
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
+def stamp(device: str) -> float:
+    """Return the time when the device has done what it was given."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
 class EpochStamps(Callback):
     """Note the time at the end of each epoch, after all other callbacks."""
 
@@ -24,7 +31,7 @@ class EpochStamps(Callback):
         self.stamps = stamps
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        self.stamps.append(perf_counter())
+        self.stamps.append(stamp(net.device))
 
 
 def time_epochs(train: Callable[[], Stamps], units: float = 0) -> Callable[[], Sample]:
@@ -55,27 +62,33 @@ def train_bare(
 ) -> Stamps:
     """Run bare steps on one batch: the bound for any loop around them."""
     x, target = batch
+    device = x.device.type
     stamps = []
     for _ in range(epochs):
         for _ in range(steps):
             optimizer.zero_grad()
-            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            with torch.autocast(device, dtype, enabled=dtype is not None):
                 logits = network(x)
             F.cross_entropy(logits.float(), target).backward()
             optimizer.step()
-        stamps.append(perf_counter())
+        stamps.append(stamp(device))
     return stamps
 
 
 def train_by_hand(
-    network: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, epochs: int
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    epochs: int,
+    device: str = "cpu",
 ) -> Stamps:
     """Run a plain torch loop, as a good user would write it."""
     stamps = []
     network.train()
     for _ in range(epochs):
-        total, count = torch.zeros(()), 0
+        total, count = torch.zeros((), device=device), 0
         for x, target in batches():
+            x, target = x.to(device), target.to(device)
             optimizer.zero_grad()
             loss = F.cross_entropy(network(x), target)
             loss.backward()
@@ -83,5 +96,5 @@ def train_by_hand(
             total += loss.detach() * len(x)
             count += len(x)
         assert float(total / count) > 0
-        stamps.append(perf_counter())
+        stamps.append(stamp(device))
     return stamps

@@ -37,6 +37,7 @@ class Work:
     images: int
     batch: int
     epochs: int
+    device: str = "cpu"
 
     def make_data(self) -> tuple[np.ndarray, np.ndarray]:
         """Return random uint8 images (n, 32, 32, 3), as CIFAR's arrays are, and labels."""
@@ -84,8 +85,9 @@ def fit_bound(X: np.ndarray, y: np.ndarray, work: Work, dtype: torch.dtype | Non
     x = torch.from_numpy(X[: work.batch]).permute(0, 3, 1, 2).float()
     # Of a permuted array the memory is channels-last already; that stays so.
     x = (x / 255 - MEAN[0]) / STD[0]
-    network = make_network().to(memory_format=torch.channels_last)
-    batch = x.contiguous(memory_format=torch.channels_last), torch.from_numpy(y[: work.batch])
+    network = make_network().to(work.device, memory_format=torch.channels_last)
+    target = torch.from_numpy(y[: work.batch]).to(work.device)
+    batch = x.to(work.device).contiguous(memory_format=torch.channels_last), target
     steps = work.images // work.batch
     return train_bare(network, make_optimizer(network, True), batch, work.epochs, steps, dtype)
 
@@ -93,11 +95,12 @@ def fit_bound(X: np.ndarray, y: np.ndarray, work: Work, dtype: torch.dtype | Non
 def fit_published(X: np.ndarray, y: np.ndarray, work: Work, workers: int) -> Stamps:
     """Train as the field's scripts do."""
     loader = DataLoader(PublishedImages(X, y), work.batch, shuffle=True, num_workers=workers)
-    network = make_network()
+    network = make_network().to(work.device)
     with warnings.catch_warnings():
         # Newer Pythons warn of the fork that a DataLoader makes.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return train_by_hand(network, make_optimizer(network), lambda: loader, work.epochs)
+        optimizer = make_optimizer(network)
+        return train_by_hand(network, optimizer, lambda: loader, work.epochs, work.device)
 
 
 def fit_skorch(X: np.ndarray, y: np.ndarray, work: Work) -> Stamps:
@@ -114,6 +117,7 @@ def fit_skorch(X: np.ndarray, y: np.ndarray, work: Work) -> Stamps:
         max_epochs=work.epochs,
         iterator_train__shuffle=True,
         train_split=None,
+        device=work.device,
         verbose=0,
         callbacks=[EpochStamps(stamps)],
     ).fit(PublishedImages(X, y), None)
@@ -128,7 +132,7 @@ def fit_imbmargin(X: np.ndarray, y: np.ndarray, work: Work, precision: str) -> S
         precision=precision,
         batch_size=work.batch,
         max_epochs=work.epochs,
-        device="cpu",
+        device=work.device,
         callbacks=[EpochStamps(stamps)],
     ).fit(X, y)
     return stamps
@@ -145,11 +149,18 @@ FITS = {
 }
 
 
-def run(rounds: int | None = None, quick: bool = False) -> Iterator[dict[str, Any]]:
+def run(
+    rounds: int | None = None, quick: bool = False, device: str = "cpu"
+) -> Iterator[dict[str, Any]]:
     """Run the case, and yield the result of each comparison."""
-    work = Work(16, 8, epochs=2) if quick else Work(2_560, 128, epochs=2)
+    # A device that is so much faster needs more to do.
+    images = 2_560 if device == "cpu" else 6_400
+    work = Work(16, 8, 2, device) if quick else Work(images, 128, 2, device)
     X, y = work.make_data()
-    runs = {fit: time_epochs(partial(FITS[fit], X, y, work), work.images) for fit in FITS}
+    fits = dict(FITS)
+    if device != "cpu":
+        fits["published, 8 workers"] = partial(fit_published, workers=8)
+    runs = {fit: time_epochs(partial(fits[fit], X, y, work), work.images) for fit in fits}
     references = ["bound float32", "bound bfloat16", "published, 0 workers"]
     comparison = Comparison(
         title=f"images: ResNet-32, {work.images:,} images of 32x32x3, batch {work.batch}",

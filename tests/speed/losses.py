@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbmargin.losses import LDAMLoss, MaxMarginLDAMLoss, MaxMarginLoss
+from tests.speed.epochs import stamp
 from tests.speed.measure import Comparison, Sample, run_rounds
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -28,14 +29,14 @@ def time_loss(loss: Loss, logits: Tensor, target: Tensor, calls: int) -> Callabl
         start = perf_counter()
         for _ in range(calls):
             torch.autograd.grad(loss(logits, target), logits)
-        return Sample(1e6 * (perf_counter() - start) / calls)
+        return Sample(1e6 * (stamp(logits.device.type) - start) / calls)
 
     return run
 
 
-def make_losses(num_classes: int) -> dict[str, Loss]:
+def make_losses(num_classes: int, device: str) -> dict[str, Loss]:
     """Return the losses, with class counts bound, each without and with class weights."""
-    counts = torch.linspace(500, 5, num_classes).long()
+    counts = torch.linspace(500, 5, num_classes, device=device).long()
     weight = 1 / counts
     found: dict[str, Loss] = {
         "cross_entropy": F.cross_entropy,
@@ -43,20 +44,20 @@ def make_losses(num_classes: int) -> dict[str, Loss]:
     }
     for name, kind in LOSSES.items():
         for suffix, given in (("", None), (" weighted", weight)):
-            loss = kind()
+            loss = kind().to(device)
             loss.set_class_counts(counts)
             loss.set_class_weight(given)
             found[name + suffix] = loss
     return found
 
 
-def compare(rows: int, num_classes: int, calls: int, rounds: int) -> dict[str, Any]:
+def compare(rows: int, num_classes: int, calls: int, rounds: int, device: str) -> dict[str, Any]:
     """Compare the losses on logits of one shape."""
     generator = torch.Generator().manual_seed(0)
-    logits = 2 * torch.rand(rows, num_classes, generator=generator) - 1
+    logits = (2 * torch.rand(rows, num_classes, generator=generator) - 1).to(device)
     logits.requires_grad_()
-    target = torch.randint(num_classes, (rows,), generator=generator)
-    losses = make_losses(num_classes)
+    target = torch.randint(num_classes, (rows,), generator=generator).to(device)
+    losses = make_losses(num_classes, device)
     weighted = [name for name in losses if name.endswith(" weighted")]
     comparison = Comparison(
         title=f"losses: logits ({rows}, {num_classes})",
@@ -71,8 +72,12 @@ def compare(rows: int, num_classes: int, calls: int, rounds: int) -> dict[str, A
     return run_rounds(comparison, rounds)
 
 
-def run(rounds: int | None = None, quick: bool = False) -> Iterator[dict[str, Any]]:
+def run(
+    rounds: int | None = None, quick: bool = False, device: str = "cpu"
+) -> Iterator[dict[str, Any]]:
     """Run the case, and yield the result of each comparison."""
     shapes = QUICK if quick else FULL
     for shape, calls in shapes.items():
-        yield compare(*shape, calls, rounds or 50)
+        # Long enough for a device to be kept busy.
+        calls = calls if device == "cpu" else 100
+        yield compare(*shape, calls, rounds or 50, device)

@@ -38,7 +38,7 @@ def fit(X: np.ndarray, y: np.ndarray, work: Work, name: str) -> Stamps:
         **SETTINGS[name],
         "batch_size": work.batch,
         "max_epochs": work.epochs,
-        "device": "cpu",
+        "device": work.device,
         "random_state": 0,
         "callbacks": [EpochStamps(stamps)],
     }
@@ -48,9 +48,12 @@ def fit(X: np.ndarray, y: np.ndarray, work: Work, name: str) -> Stamps:
     return stamps
 
 
-def run(rounds: int | None = None, quick: bool = False) -> Iterator[dict[str, Any]]:
+def run(
+    rounds: int | None = None, quick: bool = False, device: str = "cpu"
+) -> Iterator[dict[str, Any]]:
     """Run the case, and yield the result of its comparison."""
-    work = Work(16, 8, epochs=2) if quick else Work(1_280, 128, epochs=2)
+    images = 1_280 if device == "cpu" else 6_400
+    work = Work(16, 8, 2, device) if quick else Work(images, 128, 2, device)
     X, y = work.make_data()
     y[:10] = np.arange(10)
     comparison = Comparison(

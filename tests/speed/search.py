@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -40,6 +40,7 @@ class Work:
     beta: tuple[float, ...]
     folds: int
     epochs: int
+    device: str = "cpu"
 
     def make_data(self) -> tuple[np.ndarray, np.ndarray]:
         """Return an imbalanced table with 20 columns, standardised as imbmargin's network does."""
@@ -85,6 +86,7 @@ def make_skorch(work: Work, n_jobs: int) -> GridSearchCV:
         max_epochs=work.epochs,
         iterator_train__shuffle=True,
         train_split=None,
+        device=work.device,
         verbose=0,
     )
     return GridSearchCV(net, **work.options(n_jobs, "criterion__"))
@@ -93,7 +95,7 @@ def make_skorch(work: Work, n_jobs: int) -> GridSearchCV:
 def make_imbmargin(work: Work, search: type[GridSearchCV]) -> GridSearchCV:
     """Search over this package's classifier."""
     clf = MaxMarginClassifier(
-        batch_size=BATCH, max_epochs=work.epochs, device="cpu", random_state=0
+        batch_size=BATCH, max_epochs=work.epochs, device=work.device, random_state=0
     )
     return search(clf, **work.options(1))
 
@@ -121,7 +123,9 @@ def make_searches(
     found: dict[str, Callable[[], GridSearchCV]] = {}
     skipped: dict[str, str] = {}
     found[SKORCH] = partial(make_skorch, work, 1)
-    if quick:
+    if work.device != "cpu":
+        skipped[PARALLEL] = "its processes would share one device"
+    elif quick:
         skipped[PARALLEL] = "starting processes takes long"
     else:
         found[PARALLEL] = partial(make_skorch, work, 2)
@@ -135,9 +139,11 @@ def make_searches(
     return found, skipped
 
 
-def run(rounds: int | None = None, quick: bool = False) -> Iterator[dict[str, Any]]:
+def run(
+    rounds: int | None = None, quick: bool = False, device: str = "cpu"
+) -> Iterator[dict[str, Any]]:
     """Run the case, and yield the result of each comparison."""
-    work = QUICK if quick else FULL
+    work = replace(QUICK if quick else FULL, device=device)
     X, y = work.make_data()
     searches, skipped = make_searches(work, quick)
     kept: dict[str, Any] = {}
