@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def run(
     work = Work(16, 8, 2, device) if quick else Work(images, 128, 2, device)
     X, y = work.make_data()
     fits = dict(FITS)
-    if device != "cpu":
+    if device != "cpu" and (os.cpu_count() or 1) >= 8:
         fits["published, 8 workers"] = partial(fit_published, workers=8)
     runs = {fit: time_epochs(partial(fits[fit], X, y, work), work.images) for fit in fits}
     references = ["bound float32", "bound bfloat16", "published, 0 workers"]
