@@ -8,12 +8,17 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["cpu_name", "has_fast_bfloat16"]
+__all__ = ["cpu_name", "gpu_name", "has_fast_bfloat16"]
 
 
 def cpu_name() -> str:
     """Return the name of the processor, as it is written beside results."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def gpu_name() -> str | None:
+    """Return the name of the CUDA device in use, as it is written beside results, or None."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 @cache

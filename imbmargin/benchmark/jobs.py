@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from joblib import cpu_count
 from scipy.special import expit, softmax
 from sklearn.metrics import confusion_matrix
 
-from imbmargin._hardware import cpu_name
+from imbmargin._hardware import cpu_name, gpu_name
 from imbmargin.benchmark.contenders import make_contender, training_settings
 from imbmargin.benchmark.epochs import TestErrors, watch
 from imbmargin.benchmark.scores import finite, scores
@@ -410,12 +409,11 @@ def _without_folders(text: str) -> str:
 def environment() -> dict[str, Any]:
     """Return versions and hardware, as they are printed with results."""
     packages = ("imbmargin", "torch", "scikit-learn", "skorch", "imbalanced-learn", "numpy")
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cores": cpu_count(),
-        "gpu": cuda,
+        "gpu": gpu_name(),
     }

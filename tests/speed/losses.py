@@ -44,7 +44,7 @@ def make_losses(num_classes: int, device: str) -> dict[str, Loss]:
     }
     for name, kind in LOSSES.items():
         for suffix, given in (("", None), (" weighted", weight)):
-            loss = kind().to(device)
+            loss = kind()
             loss.set_class_counts(counts)
             loss.set_class_weight(given)
             found[name + suffix] = loss

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from imbmargin._hardware import cpu_name
+from imbmargin._hardware import cpu_name, gpu_name
 
 PACKAGES = ("torch", "torchvision", "scikit-learn", "skorch", "numpy", "imbmargin")
 
@@ -127,22 +127,19 @@ def _digits(value: float) -> str:
 
 def environment() -> dict[str, Any]:
     """Return versions, processor, threads, command and date."""
+    gpu = gpu_name()
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        **_gpu(),
+        **({"gpu": gpu} if gpu else {}),
         "torch threads": torch.get_num_threads(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "command": " ".join(["python -m tests.speed", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _gpu() -> dict[str, str]:
-    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def write_json(folder: Path, case: str, results: list[dict[str, Any]]) -> Path:
