@@ -134,9 +134,9 @@ callable or None, default="auto"
         Predict with an exponential moving average of the weights, see
         `imbmargin.modules.WeightAverage`: 0.999, or more for long trainings. None: the last ones.
     precision : {"float32", "bfloat16", "float16", "auto"}, default="float32"
-        Type of the network's arithmetic (autocast); losses are computed in float32. "float16"
-        needs CUDA. "auto": bfloat16 on CUDA devices that have it, and for images on CPUs that are
-        faster in it (AMX, or AMD's AVX-512 bf16); else float32.
+        Type of the network's arithmetic (autocast); the package's heads and losses stay in
+        float32. "float16" needs CUDA. "auto": bfloat16 on CUDA devices that have it, and for
+        images on CPUs that are faster in it (AMX, or AMD's AVX-512 bf16); else float32.
     checkpoint_dir : str or Path, default=None
         Folder in which ``fit`` keeps the state of the run after every epoch. The same fit, in this
         or another process, goes on from there to the same result, bit for bit on the CPU; once it

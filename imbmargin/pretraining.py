@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from skorch.utils import is_dataset
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from imbmargin.data.batches import ArrayDataset, as_arrays, is_array_dataset
 from imbmargin.data.transfer import send
 from imbmargin.estimator import MaxMarginClassifier
-from imbmargin.modules import CosineLinear
+from imbmargin.modules import CosineLinear, make_head
 from imbmargin.parts import find_backbone
 from imbmargin.randomness import isolated_random_state
 
@@ -48,7 +48,7 @@ class _RotationNet(MaxMarginClassifier):
         if isinstance(head, CosineLinear):
             # Its cosines are for the losses that scale them.
             with isolated_random_state(self.seed_, 5, device=self.device):
-                self.module_.head = nn.Linear(head.in_features, _ROTATIONS)
+                self.module_.head = make_head("linear", head.in_features, _ROTATIONS)
             self._begin_average()
         return self
 

@@ -83,7 +83,8 @@ def test_the_head_is_of_the_kind_that_the_loss_is_for(table):
     assert clf.module_.head.in_features == 256
     assert clf.logit_scale_ == 30
     head = BBNClassifier(module__head="unbiased", **SETTINGS).fit(*table).module_.head
-    assert (type(head), head.in_features, head.bias) == (nn.Linear, 256, None)
+    assert isinstance(head, nn.Linear)
+    assert (head.in_features, head.bias) == (256, None)
 
 
 def test_rare_classes_are_drawn_at_the_inverse_of_their_rows(table):

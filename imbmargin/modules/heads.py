@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -16,6 +16,33 @@ from imbmargin.modules.members import MemberHeads
 __all__ = ["HEADS", "CosineLinear", "find_head", "make_head", "replace_head", "watch_input"]
 
 Head = str | Callable[[int, int], nn.Module]
+
+
+def _in_own_precision(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Let a head compute in the type of its weights where autocast would take a shorter one.
+
+    Of a logit, bfloat16 keeps eight bits: classes tie in some rows, which then go to the more
+    frequent one, and the margins, which are differences of logits, are rounded most.
+    """
+
+    @wraps(forward)
+    def exact(self: Any, features: Tensor) -> Tensor:
+        device = features.device.type
+        if not torch.is_autocast_enabled(device):
+            return forward(self, features)
+        with torch.autocast(device, enabled=False):
+            return forward(self, features.to(self.weight.dtype))
+
+    return exact
+
+
+class Linear(nn.Linear):
+    """torch's Linear as a head: inside autocast too it computes in the type of its weights."""
+
+    @_in_own_precision
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the logits (n, K) of features (n, in_features)."""
+        return super().forward(input)
 
 
 class CosineLinear(nn.Module):
@@ -64,6 +91,7 @@ class CosineLinear(nn.Module):
             self.weight.uniform_(-1, 1)
             self.weight.copy_(F.normalize(self.weight, dim=1))
 
+    @_in_own_precision
     def forward(self, features: Tensor) -> Tensor:
         """Return the cosines (n, K) of features (n, in_features)."""
         return F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
@@ -74,8 +102,8 @@ class CosineLinear(nn.Module):
 
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {
-    "linear": nn.Linear,
-    "unbiased": partial(nn.Linear, bias=False),
+    "linear": Linear,
+    "unbiased": partial(Linear, bias=False),
     "cosine": CosineLinear,
 }
 """Name -> what makes the last layer, from the number of features and of classes."""
@@ -240,7 +268,7 @@ def fresh_head(head: Any, num_classes: int, parts: int = 1) -> nn.Module:
     if isinstance(head, CosineLinear):
         return CosineLinear(parts * head.in_features, num_classes)
     if isinstance(head, nn.Linear):
-        return nn.Linear(parts * head.in_features, num_classes, bias=head.bias is not None)
+        return Linear(parts * head.in_features, num_classes, bias=head.bias is not None)
     raise TypeError(
         f"the head is a {type(head).__name__} for another number of classes than {num_classes}; "
         "only Linear and CosineLinear can be replaced, so give the module a head with "
