@@ -101,8 +101,10 @@ class MetaWeightNetClassifier(InnerOptimizer, MaxMarginClassifier):
         stay; of a class with fewer all, drawn again until it has as many.
     meta_hidden : int, default=100
         Hidden units of the small network.
-    meta_lr : float, default=1e-3
-        Its learning rate, for Adam with weight decay 1e-4.
+    meta_lr : float, default=1e-5
+        Its learning rate, for plain steps with Nesterov momentum 0.9 and weight decay 5e-4. Its
+        weights tell rows apart the more, the larger this is; the training follows the hardest rows
+        alone, and fails, if it is too large.
     **kwargs
         As in `MaxMarginClassifier`, but for ``mixing``.
 
@@ -121,11 +123,13 @@ class MetaWeightNetClassifier(InnerOptimizer, MaxMarginClassifier):
 
     Notes
     -----
-    The losses that go into the small network carry no gradient, and the virtual step leaves the
-    statistics of normalisation layers alone; the papers' two released codes differ in the first
-    and in the small network's optimizer (Adam here, as in the one for label noise). A step costs
-    nearly four plain ones. The network needs operations that torch can take forward derivatives
-    of, as nearly all have.
+    A row's share of the loss is its weight over the sum of those of the batch, and the small
+    network takes plain steps, as in the released code for class imbalance. That for label noise
+    divides by the number of rows and takes Adam's steps, which are as long however small the
+    gradient is; with shares they lead to weights that grow exponentially with the loss. The losses
+    that go into the small network carry no gradient, as in the latter, and the virtual step leaves
+    the statistics of normalisation layers alone. A step costs nearly four plain ones. The network
+    needs operations that torch can take forward derivatives of, as nearly all have.
 
     References
     ----------
@@ -153,7 +157,7 @@ class MetaWeightNetClassifier(InnerOptimizer, MaxMarginClassifier):
         meta_set: Any = None,
         meta_per_class: int = 10,
         meta_hidden: int = 100,
-        meta_lr: float = 1e-3,
+        meta_lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
         super().__init__(module, loss=loss, **kwargs)
@@ -203,7 +207,9 @@ class MetaWeightNetClassifier(InnerOptimizer, MaxMarginClassifier):
                 "step are lost; use 'bfloat16' or 'float32'"
             )
         groups = [{"params": list(self.weight_net_.parameters()), "constant_lr": True}]
-        self.weight_optimizer_ = torch.optim.Adam(groups, lr=self.meta_lr, weight_decay=1e-4)
+        self.weight_optimizer_ = torch.optim.SGD(
+            groups, lr=self.meta_lr, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
         return self
 
     def _bind_training_part(self, train: Any) -> None:
