@@ -13,6 +13,7 @@ from skorch.callbacks import Callback, EpochScoring
 from skorch.dataset import get_len
 from skorch.utils import TeeGenerator, to_device
 
+from imbmargin._optimizers import QuickSteps
 from imbmargin.checkpoint import CheckpointFolder
 from imbmargin.resume import (
     StopRequest,
@@ -33,6 +34,8 @@ class _Epoch:
 
     training: bool
     plain_steps: bool
+    #: Of each optimizer, while nobody looks at single batches.
+    quick_steps: list[QuickSteps]
 
 
 class DivergenceError(FloatingPointError):
@@ -96,9 +99,11 @@ class CheckpointedLoop(StoredClassifier):
         batches = self._until_stopped(iterator)
         self._set_training(training)
         # What holds for all batches is asked once.
-        self._epoch = _Epoch(training, self._has_plain_steps())
+        plain, watched = self._has_plain_steps(), self._is_watched(training)
+        quick = [QuickSteps(getattr(self, f"{name}_")) for name in self._optimizers]
+        self._epoch = _Epoch(training, plain, quick if training and not watched else [])
         try:
-            if self._is_watched(training):
+            if watched:
                 super().run_single_epoch(batches, training, prefix, step_fn, **fit_params)
             else:
                 self._run_unwatched(batches, prefix, step_fn, **fit_params)
@@ -190,6 +195,13 @@ class CheckpointedLoop(StoredClassifier):
         step = self.train_step_single(batch, **fit_params)
         self._step_optimizer(None)
         return step
+
+    def _step_optimizer(self, step_fn: Any) -> None:
+        quick = self._epoch.quick_steps if step_fn is None and self._epoch is not None else []
+        if not quick:
+            super()._step_optimizer(step_fn)
+        for steps in quick:
+            steps.step()
 
     def _has_plain_steps(self) -> bool:
         """Tell whether a step needs no closure, and nobody looks at the gradients."""
