@@ -30,7 +30,7 @@ from imbmargin.data import augment, mixing
 from imbmargin.data.batches import ArrayBatches, ArrayDataset
 from imbmargin.data.inputs import Layout
 from imbmargin.data.split import StratifiedSplit
-from imbmargin.modules import mlp, resnet
+from imbmargin.modules import heads, mlp, resnet
 
 __all__ = ["Describer", "Restorer", "know", "name_of", "settings_of"]
 
@@ -76,7 +76,7 @@ def _defined_in(module: ModuleType) -> list[Any]:
 
 
 def _know_what_is_here() -> None:
-    for module in (losses, nn, torch.optim, torch.optim.lr_scheduler, mlp, resnet, modules):
+    for module in (losses, nn, torch.optim, torch.optim.lr_scheduler, mlp, resnet, heads, modules):
         bases = (nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
         found = vars(module).values()
         know(*(thing for thing in found if isinstance(thing, type) and issubclass(thing, bases)))

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, Subset
 from imbmargin.data.batches import ArrayDataset, as_arrays, is_array_dataset
 from imbmargin.data.transfer import send
 from imbmargin.estimator import MaxMarginClassifier
-from imbmargin.modules import CosineLinear, make_head
+from imbmargin.modules import CosineLinear
+from imbmargin.modules.heads import Linear
 from imbmargin.parts import find_backbone
 from imbmargin.randomness import isolated_random_state
 
@@ -48,7 +49,7 @@ class _RotationNet(MaxMarginClassifier):
         if isinstance(head, CosineLinear):
             # Its cosines are for the losses that scale them.
             with isolated_random_state(self.seed_, 5, device=self.device):
-                self.module_.head = make_head("linear", head.in_features, _ROTATIONS)
+                self.module_.head = Linear(head.in_features, _ROTATIONS)
             self._begin_average()
         return self
 

@@ -20,7 +20,8 @@ from torch.utils.data import Subset
 from imbmargin._wrapper import Wrapper, find_network, look_into
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.meta_sampler import MetaSamplerClassifier
-from imbmargin.modules import find_head, make_head
+from imbmargin.modules import find_head
+from imbmargin.modules.heads import Linear
 from imbmargin.weights import class_rates
 
 __all__ = ["ClassifierRetraining", "LearnableWeightScaling", "MetaSampledRetraining"]
@@ -287,7 +288,7 @@ class ClassifierRetraining(_TwoStage):
                 f"the head of the network is a {type(head).__name__} without `in_features`; a new "
                 "one cannot be sized after it"
             )
-        return partial(make_head, "linear", int(head.in_features), len(self.classes_))  # type: ignore[arg-type]
+        return partial(Linear, int(head.in_features), len(self.classes_))  # type: ignore[arg-type]
 
 
 class MetaSampledRetraining(ClassifierRetraining):

@@ -268,7 +268,8 @@ def fresh_head(head: Any, num_classes: int, parts: int = 1) -> nn.Module:
     if isinstance(head, CosineLinear):
         return CosineLinear(parts * head.in_features, num_classes)
     if isinstance(head, nn.Linear):
-        return Linear(parts * head.in_features, num_classes, bias=head.bias is not None)
+        kind = Linear if isinstance(head, Linear) else nn.Linear
+        return kind(parts * head.in_features, num_classes, bias=head.bias is not None)
     raise TypeError(
         f"the head is a {type(head).__name__} for another number of classes than {num_classes}; "
         "only Linear and CosineLinear can be replaced, so give the module a head with "

@@ -42,7 +42,14 @@ def test_heads_by_name_and_by_function():
 
 
 @pytest.mark.parametrize(
-    "head", [nn.Linear(4, 2), nn.Linear(4, 2, bias=False), CosineLinear(4, 2), nn.LazyLinear(2)]
+    "head",
+    [
+        make_head("linear", 4, 2),
+        nn.Linear(4, 2),
+        nn.Linear(4, 2, bias=False),
+        CosineLinear(4, 2),
+        nn.LazyLinear(2),
+    ],
 )
 def test_a_replaced_head_is_of_the_same_kind(head):
     network = MLP(3, 2, (4,), head=lambda *_: head)
