@@ -102,7 +102,7 @@ class QuickSteps:
     def _gather(self) -> None:
         state, groups = self._optimizer.state, self._optimizer.param_groups
         if not all(_is_plain(group, state) for group in groups):
-            self._kernel = None
+            self._kernel = self._state = None
             return
         self._groups = [
             _Gathered(

@@ -102,9 +102,10 @@ class MetaWeightNetClassifier(InnerOptimizer, MaxMarginClassifier):
     meta_hidden : int, default=100
         Hidden units of the small network.
     meta_lr : float, default=1e-5
-        Its learning rate, for plain steps with Nesterov momentum 0.9 and weight decay 5e-4. Its
+        Its learning rate, for plain steps with Nesterov momentum 0.9 and weight decay 5e-4. The
         weights tell rows apart the more, the larger this is; the training follows the hardest rows
-        alone, and fails, if it is too large.
+        alone, and fails, if it is too large. The gradient grows with ``lr``: with rates far below
+        0.1, as those of tables are, 1e-5 leaves the weights nearly as they begin.
     **kwargs
         As in `MaxMarginClassifier`, but for ``mixing``.
 
