@@ -100,8 +100,9 @@ class CheckpointedLoop(StoredClassifier):
         self._set_training(training)
         # What holds for all batches is asked once.
         plain, watched = self._has_plain_steps(), self._is_watched(training)
-        quick = [QuickSteps(getattr(self, f"{name}_")) for name in self._optimizers]
-        self._epoch = _Epoch(training, plain, quick if training and not watched else [])
+        stepped = self._optimizers if training and not watched else []
+        quick = [QuickSteps(getattr(self, f"{name}_")) for name in stepped]
+        self._epoch = _Epoch(training, plain, quick)
         try:
             if watched:
                 super().run_single_epoch(batches, training, prefix, step_fn, **fit_params)

@@ -134,7 +134,7 @@ def test_the_small_network_learns_and_its_rate_stays(images):
     fresh = clone(clf)
     fresh.fit(X[:128], y[:128], epochs=0)
     assert not torch.equal(clf.weight_net_[0].weight, fresh.weight_net_[0].weight)
-    assert clf.weight_optimizer_.param_groups[0]["lr"] == clf.meta_lr
+    assert clf.weight_optimizer_.param_groups[0]["lr"] == 1e-5
     assert clf.optimizer_.param_groups[0]["lr"] < 0.1
 
 

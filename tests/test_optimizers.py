@@ -91,6 +91,13 @@ def with_schedule(net):
     return optimizer
 
 
+def with_two_types(net):
+    net[0].double()
+    net[0].register_forward_pre_hook(lambda _, inputs: inputs[0].double())
+    net[0].register_forward_hook(lambda _, inputs, output: output.float())
+    return AdamW(net.parameters(), fused=True)
+
+
 def with_hook(net):
     optimizer = AdamW(net.parameters(), fused=True)
     optimizer.register_step_post_hook(lambda *_: None)
@@ -112,9 +119,7 @@ OTHERS = {
     "not fused": lambda net: AdamW(net.parameters()),
     "amsgrad": lambda net: AdamW(net.parameters(), fused=True, amsgrad=True),
     "a rate in a tensor": lambda net: AdamW(net.parameters(), lr=torch.tensor(0.1), fused=True),
-    "two types": lambda net: AdamW(
-        [net[0].weight.detach().double().requires_grad_(), *net[2].parameters()], fused=True
-    ),
+    "two types": with_two_types,
     "a schedule": with_schedule,
     "a hook": with_hook,
     "a frozen layer": frozen,
