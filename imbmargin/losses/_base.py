@@ -112,6 +112,9 @@ class ClassCountLoss(nn.Module):
 
     class_counts: Tensor | None
     class_weight: Tensor | None
+    # What holds until an attribute is set: where the buffers lie, and what follows from all.
+    _device: torch.device | None = None
+    _kept: tuple[Any, ...] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +235,8 @@ class ClassCountLoss(nn.Module):
             logits = logits.float()
         if len(context) != len(self.needs):
             self._need_context(context)
-        self._follow(logits.device)
+        if self._device != logits.device:
+            self._follow(logits.device)
         class_weight = self.class_weight
         if self._torch_takes_mean and self.active and sample_weight is None and shape[0] > 0:
             if class_weight is not None:
@@ -288,13 +292,23 @@ class ClassCountLoss(nn.Module):
             )
         return self.class_counts
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name not in ("_device", "_kept"):
+            self._device = self._kept = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_device": None, "_kept": None}
+
     def _follow(self, device: torch.device) -> None:
         """Move the buffers once, if they were bound on another device than the logits'."""
+        self._device = device
         for name, buffer in self._buffers.items():
             if buffer is not None and buffer.device != device:
                 self._buffers[name] = _moved(buffer, lambda tensor: tensor.to(device))
 
     def _apply(self, fn: Any, *args: Any) -> Any:
+        self._device = self._kept = None
         return super()._apply(lambda tensor: _moved(tensor, fn), *args)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

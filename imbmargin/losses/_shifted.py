@@ -68,9 +68,8 @@ def shifted_cross_entropy(
     adjusted = adjust(logits.detach(), target)
     if adjusted.requires_grad:  # a margin that is learned is no constant
         return F.cross_entropy(adjust(logits, target), target, class_weight)
-    if class_weight is None:
-        share = logits.new_full((len(logits),), 1 / len(logits))
-    else:
+    share = None
+    if class_weight is not None:
         share = class_weight.gather(0, target)
         share /= share.sum()
     loss: Tensor = _ShiftedCrossEntropy.apply(logits, adjusted, target, share, adjust, scale)
@@ -80,7 +79,8 @@ def shifted_cross_entropy(
 class _ShiftedCrossEntropy(torch.autograd.Function):
     """The mean of the adjusted logits' cross-entropy, for derivatives by the logits of any order.
 
-    On the CPU the buffer of the adjusted logits is taken over.
+    ``share`` (n,) are the rows' weights in the mean, None: all equal. On the CPU the buffer of the
+    adjusted logits is taken over.
     """
 
     @staticmethod
@@ -89,22 +89,28 @@ class _ShiftedCrossEntropy(torch.autograd.Function):
         logits: Tensor,
         adjusted: Tensor,
         target: Tensor,
-        share: Tensor,
+        share: Tensor | None,
         adjust: Adjust,
         scale: float,
     ) -> Tensor:
         column = target.unsqueeze(1)
-        own, highest = adjusted.gather(1, column), adjusted.amax(dim=1, keepdim=True)
-        # The CPU's softmax goes row by row; elsewhere a kernel may read what another has written.
-        buffer = adjusted if adjusted.device.type == "cpu" else torch.empty_like(adjusted)
-        residual = torch.softmax(adjusted, dim=1, out=buffer)
-        # The largest share is at least 1/K: its log is exact where that of the label's, which can
-        # be 0 in float32, is not.
-        losses = highest - own - residual.amax(dim=1, keepdim=True).log()
-        residual.scatter_(1, column, residual.gather(1, column) - 1)
+        if adjusted.device.type == "cpu":
+            # It goes row by row.
+            residual = torch.softmax(adjusted, dim=1, out=adjusted)
+            own = residual.gather(1, column)
+            if own.amin() >= torch.finfo(own.dtype).tiny:
+                losses = own.log().neg_().squeeze(1)
+            else:  # a share that is 0, or has lost digits, does not tell the loss
+                losses = F.cross_entropy(adjust(logits, target), target, reduction="none")
+        else:
+            # Another kernel may read what one has written, and a device would wait for the choice.
+            losses = F.cross_entropy(adjusted, target, reduction="none")
+            residual = torch.softmax(adjusted, dim=1)
+            own = residual.gather(1, column)
+        residual.scatter_(1, column, own.sub_(1))
         ctx.save_for_backward(logits, target, share, residual)
         ctx.adjust, ctx.scale = adjust, scale
-        return losses.squeeze(1) @ share
+        return losses.mean() if share is None else losses @ share
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -113,5 +119,8 @@ class _ShiftedCrossEntropy(torch.autograd.Function):
             minus = torch.full_like(target, -1, dtype=logits.dtype).unsqueeze(1)
             residual = torch.softmax(ctx.adjust(logits, target), dim=1)
             residual = residual.scatter_add(1, target.unsqueeze(1), minus)
-        factor = share * (gradients[0] * ctx.scale)
-        return residual * factor.unsqueeze(1), None, None, None, None, None
+        if share is None:
+            factor = gradients[0] * (ctx.scale / len(target))
+        else:
+            factor = (share * (gradients[0] * ctx.scale)).unsqueeze(1)
+        return residual * factor, None, None, None, None, None

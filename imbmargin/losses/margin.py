@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -154,25 +156,25 @@ def max_margin(
 
 def _log_peaks(
     logits: Tensor, delta_neg: float | Tensor, beta: float | Tensor
-) -> tuple[float | Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Return -δ⁻ and -δ⁺, constants that broadcast to (n, 1)."""
     if isinstance(delta_neg, Tensor):
         delta_neg = delta_neg.detach().unsqueeze(-1)
     if isinstance(beta, Tensor):
         beta = beta.detach().unsqueeze(-1)
-    right = -beta * delta_neg
-    # Of two plain numbers, torch.where would make float32.
-    return -delta_neg, right if isinstance(right, Tensor) else logits.new_full((), right)
+    peaks = (-delta_neg, -beta * delta_neg)
+    wrong, right = (p if isinstance(p, Tensor) else logits.new_full((), p) for p in peaks)
+    return wrong, right
 
 
 def _own_and_rival(logits: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logit of the label and the largest other one, each of shape (n, 1)."""
-    rival = logits.scatter(1, column, float("-inf")).amax(dim=1, keepdim=True)
+    rival = logits.scatter(1, column, -torch.inf).amax(dim=1, keepdim=True)
     return logits.gather(1, column), rival
 
 
 def _margin_between(
-    own: Tensor, rival: Tensor, wrong: float | Tensor, right: Tensor, scale: float = 1.0
+    own: Tensor, rival: Tensor, wrong: Tensor, right: Tensor, scale: float = 1.0
 ) -> Tensor:
     """Return Δ from both logits times s, and from -δ⁻ and -δ⁺: log Δ at the two sides of γ = 0."""
     log_peak = torch.where(own < rival, wrong, right)
@@ -216,9 +218,17 @@ def max_margin_loss(
 
 
 def _max_margin_logits(
-    logits: Tensor, column: Tensor, wrong: float | Tensor, right: Tensor, scale: float
+    logits: Tensor,
+    column: Tensor,
+    wrong: Tensor,
+    right: Tensor,
+    scale: float,
+    lowest: Any = -torch.inf,
 ) -> Tensor:
-    """Return s (z - Δ e_y), from what `_log_peaks` returns; s z is the only (n, K) buffer."""
+    """Return s (z - Δ e_y), from what `_log_peaks` returns; s z is the only (n, K) buffer.
+
+    ``lowest`` is what is below all logits; as a tensor (n, 1) it costs less.
+    """
     scaled = logits * scale
     # In torch.func, vmap cannot write what is batched into what is not.
     if torch._C._are_functorch_transforms_active() or not scale > 0:
@@ -228,7 +238,7 @@ def _max_margin_logits(
     # alias, it stays s z: what the label's entry is changed by is a constant.
     plain = scaled.detach()
     own = plain.gather(1, column)
-    rival = plain.scatter_(1, column, float("-inf")).amax(dim=1, keepdim=True)
+    rival = plain.scatter_(1, column, lowest).amax(dim=1, keepdim=True)
     margin = _margin_between(own, rival, wrong, right, scale)
     plain.scatter_(1, column, own.sub_(margin, alpha=scale))
     return scaled
@@ -368,7 +378,6 @@ class MaxMarginLoss(ClassCountLoss):
     normalized_logits = True
     head = "cosine"
     margins: Tensor | None
-    _margins32: Tensor | None
 
     def __init__(
         self,
@@ -389,25 +398,40 @@ class MaxMarginLoss(ClassCountLoss):
         self.label_aware = label_aware
         self.max_margin = max_margin
         self.register_buffer("margins", None, persistent=False)
-        self.register_buffer("_margins32", None, persistent=False)
 
     def _counts_changed(self) -> None:
         self.margins = ldam_margins(self._need_counts(), self.max_margin)
-        # A conversion in each batch would cost as much as one of the steps that make Δ.
-        self._margins32 = self.margins.float()
+
+    def _constants(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what holds for all batches like this one: -δ⁻ and -δ⁺, and rows of -inf.
+
+        Made for each batch they would cost a tenth of the loss. The first two are (K, 1) where they
+        differ by class.
+        """
+        key = len(logits), logits.dtype, logits.device
+        if self._kept is not None and self._kept[0] == key:
+            known: tuple[Tensor, Tensor, Tensor] = self._kept[1]
+            return known
+        wrong, right = _log_peaks(logits, self.delta_neg, self.beta)
+        if self.label_aware:
+            self._need_counts()
+            assert self.margins is not None
+            wrong = self.margins.to(logits.dtype).unsqueeze(1) - self.delta_neg
+            right = self.beta * wrong
+        lowest = logits.new_full((len(logits), 1), -torch.inf)
+        # Tensors of a transform must not outlive it.
+        if not torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+            self._kept = key, (wrong, right, lowest)
+        return wrong, right, lowest
 
     @moved_by_constants
     def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return s (z - Δ e_y), shape (n, K)."""
         column = target.unsqueeze(1)
+        wrong, right, lowest = self._constants(logits)
         if self.label_aware:
-            margins = self.margins if logits.dtype == torch.float64 else self._margins32
-            if margins is None:
-                margins = self._need_counts()
-            wrong = margins.gather(0, target).unsqueeze(1) - self.delta_neg
-            return _max_margin_logits(logits, column, wrong, self.beta * wrong, self.scale)
-        peaks = _log_peaks(logits, self.delta_neg, self.beta)
-        return _max_margin_logits(logits, column, *peaks, self.scale)
+            wrong, right = wrong.gather(0, column), right.gather(0, column)
+        return _max_margin_logits(logits, column, wrong, right, self.scale, lowest)
 
 
 class MaxMarginLDAMLoss(MaxMarginLoss):

@@ -1,5 +1,8 @@
 """Types, sizes, empty batches, empty classes and arguments that cannot be used."""
 
+import pickle
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from imbmargin.losses import (
     LOSSES,
     ClassCountLoss,
     FocalLoss,
+    MaxMarginLoss,
     focal_loss,
     hinge_loss,
     large_margin_logits,
@@ -229,3 +233,53 @@ def test_max_margin_in_half_precision():
     margin = max_margin(z, torch.tensor([0]))
     assert margin.dtype == torch.bfloat16
     assert margin.item() == pytest.approx(0.2725, rel=0.01)
+
+
+@pytest.mark.parametrize("change", [{"delta_neg": 0.1}, {"beta": 3.0}, {"label_aware": False}])
+def test_what_is_set_between_batches_counts_at_once(change):
+    logits, target = torch.tensor([[0.6, 0.2, -0.1]] * 3), torch.tensor([0, 1, 2])
+    made = {"delta_neg": 0.6, "beta": 1.5, "label_aware": True}
+    loss = bound(partial(MaxMarginLoss, **made), 3)
+    before = loss(logits, target)
+    for name, value in change.items():
+        setattr(loss, name, value)
+    expected = bound(partial(MaxMarginLoss, **{**made, **change}), 3)(logits, target)
+    assert loss(logits, target) == expected != before
+
+
+def test_margins_and_counts_that_are_set_between_batches_count_at_once():
+    logits, target = torch.tensor([[0.6, 0.2, -0.1]] * 3), torch.tensor([0, 1, 2])
+    loss = bound(partial(MaxMarginLoss, label_aware=True), 3)
+    before = loss(logits, target)
+    loss.set_class_counts([1, 1, 50])
+    other = loss(logits, target)
+    loss.margins = torch.full((3,), 0.5, dtype=torch.float64)
+    # δ⁻ - 0.5 for all classes.
+    alike = MaxMarginLoss(delta_neg=0.6 - 0.5)(logits, target)
+    torch.testing.assert_close(loss(logits, target), alike)
+    assert len({before.item(), other.item(), alike.item()}) == 3
+
+
+def test_batches_of_other_sizes_and_types_one_after_another():
+    loss = bound(partial(MaxMarginLoss, label_aware=True), 3)
+    logits, target = torch.tensor([[0.6, 0.2, -0.1]] * 3), torch.tensor([0, 1, 2])
+    single = [loss(logits[i : i + 1].double(), target[i : i + 1]) for i in range(3)]
+    together = loss(logits, target)
+    assert together.dtype == torch.float32
+    torch.testing.assert_close(together.double(), torch.stack(single).mean())
+
+
+def test_a_copy_keeps_nothing_of_the_batches_before():
+    loss = bound(partial(MaxMarginLoss, label_aware=True), 3)
+    fresh = pickle.dumps(loss)
+    value = loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]))
+    assert pickle.dumps(loss) == fresh
+    assert pickle.loads(fresh)(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1])) == value
+
+
+def test_a_loss_that_was_first_used_in_a_transform():
+    logits, target = torch.tensor([[[0.6, 0.2, -0.1]], [[0.1, 0.2, 0.3]]]), torch.tensor([1])
+    loss = bound(MaxMarginLoss, 3)
+    found = torch.func.vmap(lambda z: loss(z, target))(logits)
+    expected = torch.stack([loss(z, target) for z in logits])
+    torch.testing.assert_close(found, expected)
