@@ -59,6 +59,9 @@ class QuickSteps:
         self._kernel = None if _is_changed(steps_of) else _KERNELS.get(type(steps_of))
         self._state: Any = None
         self._groups: list[_Gathered] = []
+        # A new one makes in its first step what is gathered.
+        if self._kernel is not None and steps_of.state:
+            self._gather()
 
     @property
     def is_quick(self) -> bool:

@@ -52,10 +52,10 @@ def resolve_device(device: Any) -> Any:
     ValueError
         If the device is unknown, or a CUDA device that this machine does not have.
     """
-    if device is None or isinstance(device, torch.device):
-        return device
     if device == "auto":
         return _auto_device()
+    if device is None or device == "cpu" or isinstance(device, torch.device):
+        return device
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -87,6 +87,9 @@ def resolve_precision(precision: str, device: Any, images: bool = False) -> torc
     ValueError
         If the precision is unknown, or float16 on a device other than CUDA.
     """
+    # Asked for with every batch.
+    if precision in ("float32", "bfloat16"):
+        return _PRECISIONS[precision]
     on_cuda = torch.device(device or "cpu").type == "cuda"
     if precision == "auto":
         faster = torch.cuda.is_bf16_supported() if on_cuda else images and has_fast_bfloat16()

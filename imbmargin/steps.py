@@ -161,12 +161,15 @@ class BatchSteps(CheckpointedLoop):
         y = to_tensor(y, device=self.device)
         return tuple(y) if isinstance(y, (tuple, list)) else (y, None)
 
-    def _repeated(self, *of_rows: Tensor | None) -> tuple[Tensor | None, ...]:
+    def _repeated(
+        self, logits: Any, target: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return targets and weights once for each row of logits that the network gives."""
-        times = rows_per_target(self.module_)
+        times = 1 if len(logits) == len(target) else rows_per_target(self.module_)
         if times == 1:
-            return of_rows
-        return tuple(part if part is None else part.repeat_interleave(times) for part in of_rows)
+            return target, weight
+        target = target.repeat_interleave(times)
+        return target, weight if weight is None else weight.repeat_interleave(times)
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call the callbacks; they see one row of logits for each row of the batch."""
@@ -214,6 +217,8 @@ class BatchSteps(CheckpointedLoop):
 
     def _run_network(self, x: Any, **fit_params: Any) -> Any:
         with self._autocast():
+            if isinstance(x, Tensor):  # on the device already, for which skorch would ask again
+                return self.module_(x, **fit_params)
             return super().infer(x, **fit_params)
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -255,9 +260,9 @@ class BatchSteps(CheckpointedLoop):
             if "features" in context:
                 context["features"] = torch.cat([context["features"]] * 2)
             logits = torch.cat([y_pred, y_pred])
-            both = self._repeated(y_true.target, y_true.weight)
+            both = self._repeated(logits, y_true.target, y_true.weight)
             return self.criterion_(logits, *both, **context)
-        target, weight = self._repeated(*self._target_and_weight(y_true))
+        target, weight = self._repeated(y_pred, *self._target_and_weight(y_true))
         # Some losses, such as torch's, take none.
         weights = () if weight is None else (weight,)
         return self.criterion_(y_pred, target, *weights, **context)

@@ -1,5 +1,6 @@
 """The training loop: what callbacks and the history see, steps, and divergence."""
 
+import math
 import warnings
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from imbmargin import MaxMarginClassifier, make_classifier
 from imbmargin.bbn import BBNClassifier
-from imbmargin.loop import DivergenceError
+from imbmargin.loop import DivergenceError, has_finite_weights
 from imbmargin.meta_sampler import MetaSamplerClassifier
 
 
@@ -288,3 +289,21 @@ def test_no_batch_makes_python_wait_for_a_cuda_device(name):
             clf.fit(X, np.arange(rows) % 3)
         waits.append(sum("synchroniz" in str(warning.message) for warning in found))
     assert 0 < waits[1] <= waits[0] <= 4
+
+
+@pytest.mark.parametrize(
+    ("values", "are_finite"),
+    [
+        ([1.0, -2.0], True),
+        ([], True),
+        # Their sum is not finite, or is no number.
+        ([3e38, 3e38], True),
+        ([math.inf, -math.inf], False),
+        ([math.nan, 1.0], False),
+    ],
+)
+@pytest.mark.parametrize("other", [torch.float32, torch.float64])
+def test_weights_that_are_not_finite_are_found(values, are_finite, other):
+    weights = [torch.tensor(values), torch.tensor([5.0], dtype=other), torch.zeros(0)]
+    groups = [{"params": weights[:1]}, {"params": weights[1:]}]
+    assert has_finite_weights(torch.optim.SGD(groups, lr=0.1)) is are_finite

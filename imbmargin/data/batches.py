@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ __all__ = ["ArrayBatches", "ArrayDataset", "rows_of_a_batch", "targets_of"]
 
 Batch = tuple[Any, Any]
 
+
+# Rows are gathered for several batches at once up to this size; it fits into a processor's cache.
+_BLOCK_BYTES = 2**18
 
 # What torch can index as NumPy stores it.
 _SHARED_DTYPES = {np.dtype(name) for name in ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")}
@@ -101,6 +106,11 @@ class ArrayDataset(SkorchDataset):
         if self.sample_weight is not None:
             moved.sample_weight = self.sample_weight.to(device)
         return moved
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes in a batch; that of objects or of sparse rows as float32."""
+        return max(prod(self.X.shape[1:]) * 4, 1)
 
     @property
     def device(self) -> torch.device:
@@ -210,9 +220,19 @@ class ArrayBatches:
                 yield self.fetch(self.sampler.draw(stop - start))
             return
         order = self.rows if self.sampler is None else self._located(self.sampler.draw())
-        for start, stop in pairwise(self._bounds()):
-            part = slice(start, stop)
-            yield self._move(self.dataset.fetch(part if order is None else order[part]))
+        for bounds in self._blocks():
+            part = slice(bounds[0], bounds[-1])
+            block = self._move(self.dataset.fetch(part if order is None else order[part]))
+            sizes = [stop - start for start, stop in pairwise(bounds)]
+            yield from zip(*(_split(of_rows, sizes) for of_rows in block), strict=True)
+
+    def _blocks(self) -> Iterator[list[int]]:
+        """Yield the bounds of batches that are fetched together."""
+        bounds, most = self._bounds(), max(_BLOCK_BYTES // self.dataset.row_bytes, self.batch_size)
+        while len(bounds) > 1:
+            count = max(bisect_right(bounds, bounds[0] + most), 2)
+            yield bounds[:count]
+            bounds = bounds[count - 1 :]
 
     def fetch(self, rows: torch.Tensor) -> Batch:
         """Return the batch of the given rows: an int64 tensor of numbers within the dataset."""
@@ -228,6 +248,13 @@ class ArrayBatches:
         if isinstance(batch, tuple):
             return tuple(self._move(part) for part in batch)
         return send(batch, self.device)
+
+
+def _split(of_rows: Any, sizes: list[int]) -> Iterable[Any]:
+    """Return the parts of what belongs to rows: a tensor, or targets and weights."""
+    if isinstance(of_rows, torch.Tensor):
+        return of_rows.split(sizes)
+    return zip(*(part.split(sizes) for part in of_rows), strict=True)
 
 
 def batch_bounds(rows: int, batch_size: int, least: int) -> list[int]:

@@ -114,7 +114,7 @@ class InputNorm(nn.Module):
             x = x.float()
         if x.ndim == 2:
             # Without views: on tables they would cost as much as the arithmetic.
-            return (x - self.mean) / self.std
+            return (x - self.mean).div_(self.std)
         shape = (-1, *[1] * (x.ndim - 2))
         return (x - self.mean.view(shape)) / self.std.view(shape)
 

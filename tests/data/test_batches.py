@@ -32,6 +32,23 @@ def test_batches_hold_the_rows_in_order_as_float32(data):
     np.testing.assert_array_equal(y, Y)
 
 
+def test_rows_are_gathered_for_several_batches_at_once(monkeypatch):
+    monkeypatch.setattr(batches, "_BLOCK_BYTES", 16 * 7)  # seven rows
+    data = ArrayDataset(X, Y, sample_weight=Y)
+    fetched, inner = [], data.fetch
+    monkeypatch.setattr(data, "fetch", lambda part: fetched.append(part) or inner(part))
+    sampler = ClassSampler(Y, generator=torch.Generator().manual_seed(0))
+    order = ClassSampler(Y, generator=torch.Generator().manual_seed(0)).draw()
+    found = list(ArrayBatches(data, batch_size=3, sampler=sampler))
+    # Of 10 rows the last one joins the batch before it.
+    assert [len(rows) for rows in fetched] == [6, 4]
+    assert [len(x) for x, _ in found] == [3, 3, 4]
+    assert torch.equal(torch.cat([target for _, (target, _) in found]), order)
+    assert torch.equal(torch.cat([weight for _, (_, weight) in found]), order.float())
+    np.testing.assert_array_equal(torch.cat([x for x, _ in found]), X[order])
+    assert [len(x) for x, _ in ArrayBatches(data, batch_size=8)] == [8, 2]
+
+
 def test_uint8_stays_compact():
     x, _ = next(iter(ArrayBatches(ArrayDataset(np.ones((4, 1, 2, 2), np.uint8), np.zeros(4)))))
     assert x.dtype == torch.uint8
