@@ -59,7 +59,6 @@ def train_together(
     ready = [net for net in nets if _initialize(net, X, y, seed)]
     if ready:
         _check_parts(ready[0])
-        _keep_freed_memory()
         together = _Together.of(ready)
         together.fit(X, y)
         ready = together.hand_back()
@@ -92,16 +91,6 @@ def _check_parts(net: MaxMarginClassifier) -> None:
         )
     if any(True for _ in net.criterion_.parameters()):
         raise NotBatchedError(f"the loss {type(net.criterion_).__name__} has weights to learn")
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep freed tensors of some MB for the next ones.
-
-    glibc hands large blocks back to the system, which maps them anew page by page: a fifth of the
-    time of a batched step. It does so above the size of the largest block that was ever freed, up
-    to 32 MiB; so one of 31 MiB is freed, without being touched.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 class _Networks(nn.Module):

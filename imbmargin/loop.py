@@ -13,6 +13,7 @@ from skorch.callbacks import Callback, EpochScoring
 from skorch.dataset import get_len
 from skorch.utils import TeeGenerator, to_device
 
+from imbmargin._memory import kept_memory
 from imbmargin._optimizers import QuickSteps
 from imbmargin.checkpoint import CheckpointFolder
 from imbmargin.resume import (
@@ -308,7 +309,8 @@ class CheckpointedLoop(StoredClassifier):
             done = len(self._checkpoint["state"]["history"])
             epochs = 0 if self._checkpoint["finished"] else self.max_epochs - done
         try:
-            super().fit_loop(X, y, epochs, sample_weight, **fit_params)
+            with kept_memory():
+                super().fit_loop(X, y, epochs, sample_weight, **fit_params)
         except KeyboardInterrupt:
             # skorch takes it for the end of training, as a callback may mean it; a second signal,
             # which breaks off a batch, is none.

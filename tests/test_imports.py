@@ -18,6 +18,7 @@ LAYERS = [
         "_epochs",
         "_figure",
         "_hardware",
+        "_memory",
         "_optimizers",
         "_tangents",
         "weights",

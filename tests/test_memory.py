@@ -1,0 +1,105 @@
+"""Freed memory stays with the process during a training, and goes back at its end."""
+
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from imbmargin import MaxMarginClassifier, _memory
+from imbmargin._memory import kept_memory
+
+on_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc has these thresholds"
+)
+# What malloc.h calls M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, and what they are set to.
+BEGIN = [(-3, 32 * 2**20), (-1, 2**31 - 1)]
+END = [(-3, 32 * 2**20), (-1, 64 * 2**20), "trimmed"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Note the calls of the C library's functions."""
+    found = []
+    library = SimpleNamespace(
+        mallopt=lambda *args: found.append(args), malloc_trim=lambda rest: found.append("trimmed")
+    )
+    monkeypatch.setattr(_memory, "_find_library", lambda: library)
+    return found
+
+
+def test_a_training_begins_and_ends_it(table, calls):
+    MaxMarginClassifier(max_epochs=2).fit(*table)
+    assert calls == BEGIN + END
+
+
+def test_the_last_of_several_trainings_ends_it(calls):
+    with kept_memory():
+        with kept_memory():
+            assert calls == BEGIN
+        assert calls == BEGIN
+    assert calls == BEGIN + END
+
+
+def test_an_error_ends_it(calls):
+    with pytest.raises(ZeroDivisionError), kept_memory():
+        raise ZeroDivisionError
+    assert calls == BEGIN + END
+
+
+def test_trainings_in_threads(calls):
+    def train(_):
+        with kept_memory():
+            return len(calls)
+
+    with kept_memory(), ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(train, range(50))) == {2}
+    assert calls == BEGIN + END
+
+
+@pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_"])
+def test_what_the_user_has_chosen_stays(monkeypatch, name):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    _memory._find_library.cache_clear()
+    monkeypatch.setenv(name, "1")
+    try:
+        assert _memory._find_library() is None
+        with kept_memory():
+            assert _memory._trainings == 0
+    finally:
+        _memory._find_library.cache_clear()
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    _memory._find_library.cache_clear()
+    try:
+        assert _memory._find_library() is None
+    finally:
+        _memory._find_library.cache_clear()
+
+
+def faults_of(work):
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def fill_200_megabytes():
+    # As in a training: all are needed until the way back.
+    return len([torch.ones(25 * 2**18) for _ in range(8)])
+
+
+@on_glibc
+def test_pages_are_not_mapped_again():
+    _memory._find_library.cache_clear()
+    pages = 200 * 2**20 // 4096
+    with kept_memory():
+        within = [faults_of(fill_200_megabytes) for _ in range(4)]
+    after = [faults_of(fill_200_megabytes) for _ in range(4)]
+    assert min(within) < pages / 10
+    # The first maps what was given back.
+    assert after[0] > pages / 2
