@@ -19,6 +19,7 @@ from imbmargin.callbacks import bind_class_weight
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.loop import has_finite_weights
 from imbmargin.losses import MaxMarginLDAMLoss, MaxMarginLoss, max_margin_loss
+from imbmargin.losses._base import moved
 from imbmargin.randomness import draw_seed, isolated_random_state
 
 __all__ = ["NotBatchedError", "train_together"]
@@ -291,8 +292,7 @@ class _MarginRows:
 
     def __init__(self, criteria: Sequence[Any]) -> None:
         self.criterion = criteria[0]
-        values = [[c.delta_neg, c.beta, c.beta * c.delta_neg] for c in criteria]
-        self.values = torch.tensor(values, dtype=torch.float64)
+        self.values = torch.tensor([[c.delta_neg, c.beta] for c in criteria], dtype=torch.float64)
 
     @classmethod
     def of(cls, criteria: Sequence[Any]) -> _MarginRows | None:
@@ -307,8 +307,9 @@ class _MarginRows:
         if logits.dtype == torch.bfloat16:
             logits = logits.float()
         scale, labels = self.criterion.scale, target.flatten()
-        delta = self._delta(logits.detach() * scale, target).flatten()
-        losses = max_margin_loss(logits.flatten(0, 1), labels, delta, 1.0, scale)
+        delta, beta = self._delta_and_beta(target)
+        rows = logits.flatten(0, 1)
+        losses = max_margin_loss(rows, labels, delta.flatten(), beta.flatten(), scale)
         losses = losses.view(target.shape)
         if self.criterion.class_weight is None:
             return losses.mean(1)
@@ -318,15 +319,12 @@ class _MarginRows:
         totals = [F.nll_loss(ones, own, weight, reduction="sum") for own in target.unbind()]
         return (losses * weight[target]).sum(1) / torch.stack(totals)
 
-    def _delta(self, scaled: Tensor, target: Tensor) -> Tensor:
-        """Return δ⁺ for the rows that are classified right, and δ⁻ for the others."""
-        values = self.values.to(scaled.device, scaled.dtype)
-        wrong, beta, right = values.unsqueeze(2).unbind(1)
-        if self.criterion.label_aware:
-            wrong = wrong - self.criterion.margins.to(scaled.dtype)[target]
-            right = beta * wrong
-        own = scaled.gather(2, target.unsqueeze(2)).squeeze(2)
-        return torch.where(own >= scaled.amax(2), right, wrong)
+    def _delta_and_beta(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return δ⁻ and β of each row, as wide as the single losses have them."""
+        if self.values.device != target.device:
+            self.values = moved(self.values, lambda tensor: tensor.to(target.device))
+        delta, beta = (part.unsqueeze(1).expand(target.shape) for part in self.values.unbind(1))
+        return delta - self.criterion.margins[target] if self.criterion.label_aware else delta, beta
 
 
 def _optimizer_options(net: MaxMarginClassifier) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ def _widest(tensor: Tensor) -> Tensor:
         return tensor.float()
 
 
-def _moved(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+def moved(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
     """Move a tensor to a device, as float32 if that has no float64, like Apple's GPUs."""
     try:
         return move(tensor)
@@ -305,11 +305,11 @@ class ClassCountLoss(nn.Module):
         self._device = device
         for name, buffer in self._buffers.items():
             if buffer is not None and buffer.device != device:
-                self._buffers[name] = _moved(buffer, lambda tensor: tensor.to(device))
+                self._buffers[name] = moved(buffer, lambda tensor: tensor.to(device))
 
     def _apply(self, fn: Any, *args: Any) -> Any:
         self._device = self._kept = None
-        return super()._apply(lambda tensor: _moved(tensor, fn), *args)
+        return super()._apply(lambda tensor: moved(tensor, fn), *args)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # A fresh loss has no buffers yet: they take the shape of what is loaded.

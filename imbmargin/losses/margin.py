@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -150,35 +150,60 @@ def max_margin(
     tensor([0.2725, 0.3679])
     """
     own, rival = _own_and_rival(logits.detach(), target.unsqueeze(1))
-    margin = _margin_between(own, rival, *_log_peaks(logits, delta_neg, beta))
+    constants = _Constants.of(logits, _as_column(delta_neg), _as_column(beta))
+    margin = _margin_between(own, rival, constants)
     return margin.squeeze(1).to(logits.dtype)
 
 
-def _log_peaks(
-    logits: Tensor, delta_neg: float | Tensor, beta: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return -δ⁻ and -δ⁺, constants that broadcast to (n, 1)."""
-    if isinstance(delta_neg, Tensor):
-        delta_neg = delta_neg.detach().unsqueeze(-1)
-    if isinstance(beta, Tensor):
-        beta = beta.detach().unsqueeze(-1)
-    peaks = (-delta_neg, -beta * delta_neg)
-    wrong, right = (p if isinstance(p, Tensor) else logits.new_full((), p) for p in peaks)
-    return wrong, right
+class _Constants(NamedTuple):
+    """What Δ takes besides the logits; all broadcast to (n, 1), and have the type of the logits."""
+
+    half: Tensor
+    """(δ⁻ - δ⁺) / 2."""
+    middle: Tensor
+    """-(δ⁻ + δ⁺) / 2."""
+    zero: Tensor
+    one: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, delta_neg: float | Tensor, beta: float | Tensor) -> _Constants:
+        """Make them for logits, from δ⁻ and β, numbers or tensors that broadcast to (n, 1)."""
+        right = beta * delta_neg
+        values = (delta_neg - right) / 2, -(delta_neg + right) / 2, 0.0, 1.0
+        return cls(
+            *(
+                value.to(logits.device, logits.dtype)
+                if isinstance(value, Tensor)
+                else logits.new_full((), value)
+                for value in values
+            )
+        )
+
+
+def _as_column(value: float | Tensor) -> float | Tensor:
+    """Return what broadcasts to (n, 1), without gradient, from what broadcasts to (n,)."""
+    return value.detach().unsqueeze(-1) if isinstance(value, Tensor) else value
 
 
 def _own_and_rival(logits: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logit of the label and the largest other one, each of shape (n, 1)."""
+    """Return the logit of the label, 0 for -0, and the largest other one, each of shape (n, 1)."""
     rival = logits.scatter(1, column, -torch.inf).amax(dim=1, keepdim=True)
-    return logits.gather(1, column), rival
+    return logits.gather(1, column) + 0.0, rival
 
 
 def _margin_between(
-    own: Tensor, rival: Tensor, wrong: Tensor, right: Tensor, scale: float = 1.0
+    own: Tensor, rival: Tensor, constants: _Constants, scale: float = 1.0
 ) -> Tensor:
-    """Return Δ from both logits times s, and from -δ⁻ and -δ⁺: log Δ at the two sides of γ = 0."""
-    log_peak = torch.where(own < rival, wrong, right)
-    return torch.sub(log_peak, (own - rival).abs_(), alpha=1 / scale).exp_()
+    """Return Δ from both logits times s.
+
+    log Δ = ±(half - γ) + middle, + where γ >= 0 and - elsewhere. On a small batch an operation
+    costs more the first time than again with other tensors; this takes few different ones.
+    """
+    gap = own - rival
+    # Of a tie, which is right, it is 1: the label's logit is not -0.
+    side = torch.copysign(constants.one, gap)
+    log_margin = torch.sub(constants.half, gap, alpha=1 / scale).mul_(side)
+    return log_margin.add_(constants.middle).exp_()
 
 
 def max_margin_loss(
@@ -212,34 +237,34 @@ def max_margin_loss(
     >>> max_margin_loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]), scale=10.0)
     tensor([7.6802])
     """
-    peaks = _log_peaks(logits, delta_neg, beta)
-    adjusted = _max_margin_logits(logits, target.unsqueeze(1), *peaks, scale)
+    constants = _Constants.of(logits, _as_column(delta_neg), _as_column(beta))
+    adjusted = _max_margin_logits(logits, target.unsqueeze(1), constants, scale)
     return F.cross_entropy(adjusted, target, reduction="none")
 
 
 def _max_margin_logits(
     logits: Tensor,
     column: Tensor,
-    wrong: Tensor,
-    right: Tensor,
+    constants: _Constants,
     scale: float,
     lowest: Any = -torch.inf,
 ) -> Tensor:
-    """Return s (z - Δ e_y), from what `_log_peaks` returns; s z is the only (n, K) buffer.
+    """Return s (z - Δ e_y); s z is the only (n, K) buffer.
 
     ``lowest`` is what is below all logits; as a tensor (n, 1) it costs less.
     """
-    scaled = logits * scale
+    # Of -0 this makes 0.
+    scaled = torch.add(constants.zero, logits, alpha=scale)
     # In torch.func, vmap cannot write what is batched into what is not.
     if torch._C._are_functorch_transforms_active() or not scale > 0:
-        margin = _margin_between(*_own_and_rival(logits.detach(), column), wrong, right)
+        margin = _margin_between(*_own_and_rival(logits.detach(), column), constants)
         return scaled.scatter_add(1, column, (margin * -scale).to(scaled.dtype))
     # The buffer also serves to find the best other class. For autograd, which does not follow the
     # alias, it stays s z: what the label's entry is changed by is a constant.
     plain = scaled.detach()
     own = plain.gather(1, column)
     rival = plain.scatter_(1, column, lowest).amax(dim=1, keepdim=True)
-    margin = _margin_between(own, rival, wrong, right, scale)
+    margin = _margin_between(own, rival, constants, scale)
     plain.scatter_(1, column, own.sub_(margin, alpha=scale))
     return scaled
 
@@ -402,36 +427,40 @@ class MaxMarginLoss(ClassCountLoss):
     def _counts_changed(self) -> None:
         self.margins = ldam_margins(self._need_counts(), self.max_margin)
 
-    def _constants(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what holds for all batches like this one: -δ⁻ and -δ⁺, and rows of -inf.
+    def _constants(self, logits: Tensor) -> tuple[_Constants, Tensor]:
+        """Return what holds for all batches like this one; the second are rows of -inf.
 
-        Made for each batch they would cost a tenth of the loss. The first two are (K, 1) where they
-        differ by class.
+        Made for each batch they would cost a tenth of the loss. If ``label_aware``, they have a row
+        for each class.
         """
         key = len(logits), logits.dtype, logits.device
         if self._kept is not None and self._kept[0] == key:
-            known: tuple[Tensor, Tensor, Tensor] = self._kept[1]
+            known: tuple[_Constants, Tensor] = self._kept[1]
             return known
-        wrong, right = _log_peaks(logits, self.delta_neg, self.beta)
+        delta_neg: float | Tensor = self.delta_neg
         if self.label_aware:
             self._need_counts()
             assert self.margins is not None
-            wrong = self.margins.to(logits.dtype).unsqueeze(1) - self.delta_neg
-            right = self.beta * wrong
-        lowest = logits.new_full((len(logits), 1), -torch.inf)
+            delta_neg = (self.delta_neg - self.margins).unsqueeze(1)
+        found = (
+            _Constants.of(logits, delta_neg, self.beta),
+            logits.new_full((len(logits), 1), -torch.inf),
+        )
         # Tensors of a transform must not outlive it.
         if not torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
-            self._kept = key, (wrong, right, lowest)
-        return wrong, right, lowest
+            self._kept = key, found
+        return found
 
     @moved_by_constants
     def adjust(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return s (z - Δ e_y), shape (n, K)."""
         column = target.unsqueeze(1)
-        wrong, right, lowest = self._constants(logits)
+        constants, lowest = self._constants(logits)
         if self.label_aware:
-            wrong, right = wrong.gather(0, column), right.gather(0, column)
-        return _max_margin_logits(logits, column, wrong, right, self.scale, lowest)
+            half, middle, zero, one = constants
+            half, middle = half.gather(0, column), middle.gather(0, column)
+            constants = _Constants(half, middle, zero, one)
+        return _max_margin_logits(logits, column, constants, self.scale, lowest)
 
 
 class MaxMarginLDAMLoss(MaxMarginLoss):
