@@ -60,9 +60,10 @@ def _count(change: int) -> None:
         if 0 in (before, _trainings):
             library.mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
             library.mallopt(_TRIM_THRESHOLD, _ALL if _trainings else _USUAL_REST)
-        if _trainings == 0:
-            # The threshold is for the end of its memory only; this goes through all.
-            library.malloc_trim(0)
+        ended = _trainings == 0
+    if ended:
+        # The threshold is for the end of its memory only; this goes through all.
+        library.malloc_trim(0)
 
 
 @cache

@@ -434,8 +434,9 @@ class MaxMarginLoss(ClassCountLoss):
         for each class.
         """
         key = len(logits), logits.dtype, logits.device
-        if self._kept is not None and self._kept[0] == key:
-            known: tuple[_Constants, Tensor] = self._kept[1]
+        kept = self._kept
+        if kept is not None and kept[0] == key:
+            known: tuple[_Constants, Tensor] = kept[1]
             return known
         delta_neg: float | Tensor = self.delta_neg
         if self.label_aware:
