@@ -29,6 +29,14 @@ def calls(monkeypatch):
     return found
 
 
+@pytest.fixture
+def anew():
+    """Let the library be looked for in the test, and after it."""
+    _memory._find_library.cache_clear()
+    yield
+    _memory._find_library.cache_clear()
+
+
 def test_a_training_begins_and_ends_it(table, calls):
     MaxMarginClassifier(max_epochs=2).fit(*table)
     assert calls == BEGIN + END
@@ -59,25 +67,17 @@ def test_trainings_in_threads(calls):
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_"])
-def test_what_the_user_has_chosen_stays(monkeypatch, name):
+def test_what_the_user_has_chosen_stays(anew, monkeypatch, name):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
-    _memory._find_library.cache_clear()
     monkeypatch.setenv(name, "1")
-    try:
-        assert _memory._find_library() is None
-        with kept_memory():
-            assert _memory._trainings == 0
-    finally:
-        _memory._find_library.cache_clear()
+    assert _memory._find_library() is None
+    with kept_memory():
+        assert _memory._trainings == 0
 
 
-def test_other_c_libraries_are_left_alone(monkeypatch):
+def test_other_c_libraries_are_left_alone(anew, monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    _memory._find_library.cache_clear()
-    try:
-        assert _memory._find_library() is None
-    finally:
-        _memory._find_library.cache_clear()
+    assert _memory._find_library() is None
 
 
 def faults_of(work):
@@ -94,10 +94,9 @@ def fill_200_megabytes():
 
 
 @on_glibc
-def test_pages_are_not_mapped_again(monkeypatch):
+def test_pages_are_not_mapped_again(anew, monkeypatch):
     for name in _memory._CHOICES:  # Dask chooses in the process that starts its workers
         monkeypatch.delenv(name, raising=False)
-    _memory._find_library.cache_clear()
     pages = 200 * 2**20 // 4096
     with kept_memory():
         within = [faults_of(fill_200_megabytes) for _ in range(4)]

@@ -229,10 +229,11 @@ class ArrayBatches:
     def _blocks(self) -> Iterator[list[int]]:
         """Yield the bounds of batches that are fetched together."""
         bounds, most = self._bounds(), max(_BLOCK_BYTES // self.dataset.row_bytes, self.batch_size)
-        while len(bounds) > 1:
-            count = max(bisect_right(bounds, bounds[0] + most), 2)
-            yield bounds[:count]
-            bounds = bounds[count - 1 :]
+        first = 0
+        while first < len(bounds) - 1:
+            last = max(bisect_right(bounds, bounds[first] + most) - 1, first + 1)
+            yield bounds[first : last + 1]
+            first = last
 
     def fetch(self, rows: torch.Tensor) -> Batch:
         """Return the batch of the given rows: an int64 tensor of numbers within the dataset."""
