@@ -63,6 +63,11 @@ def moved(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
         return move(tensor.float())
 
 
+def may_outlive() -> bool:
+    """Return whether a tensor made now may be kept: one of a transform must not outlive it."""
+    return not torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
+
+
 def check_number(name: str, value: float, least: float, *, above: bool = False) -> None:
     """Raise an error unless value >= least, or > least with ``above``."""
     word = "above" if above else "at least"
@@ -84,6 +89,9 @@ def positive_counts(class_counts: Any) -> Tensor:
     """Return the counts as float64; a class without rows counts as many as the rarest class."""
     counts = _widest(torch.as_tensor(class_counts))
     return counts.clamp_min(torch.where(counts > 0, counts, torch.inf).min())
+
+
+_FOLLOWING = "_device", "_kept", "_kept_weight"
 
 
 class ClassCountLoss(nn.Module):
@@ -112,9 +120,11 @@ class ClassCountLoss(nn.Module):
 
     class_counts: Tensor | None
     class_weight: Tensor | None
-    # What holds until an attribute is set: where the buffers lie, and what follows from all.
+    # What holds until an attribute is set: where the buffers lie, what follows from all, and the
+    # class weights in the type of the logits.
     _device: torch.device | None = None
     _kept: tuple[Any, ...] | None = None
+    _kept_weight: tuple[Any, ...] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,10 +247,8 @@ class ClassCountLoss(nn.Module):
             self._need_context(context)
         if self._device != logits.device:
             self._follow(logits.device)
-        class_weight = self.class_weight
         if self._torch_takes_mean and self.active and sample_weight is None and shape[0] > 0:
-            if class_weight is not None:
-                class_weight = class_weight.to(logits.dtype)
+            class_weight = self._class_weight_like(logits)
             if takes_shifted(self.adjust, logits):
                 scale = getattr(self, "scale", 1.0)
                 return shifted_cross_entropy(logits, target, class_weight, self.adjust, scale)
@@ -266,6 +274,23 @@ class ClassCountLoss(nn.Module):
 
     def _counts_changed(self) -> None:
         """Derive what follows from the class counts."""
+
+    def _class_weight_like(self, logits: Tensor) -> Tensor | None:
+        """Return the class weights in the type of the logits, converted once."""
+        weight, kept = self._buffers["class_weight"], self._kept_weight
+        if weight is None or weight.dtype == logits.dtype:
+            return weight
+        if torch.compiler.is_compiling() or weight.is_inference():
+            return weight.to(logits.dtype)
+        # A tensor counts how often it is written into.
+        key = weight._version, logits.dtype
+        if kept is not None and kept[0] is weight and kept[1] == key:
+            known: Tensor = kept[2]
+            return known
+        found = weight.to(logits.dtype)
+        if may_outlive():
+            self._kept_weight = weight, key, found
+        return found
 
     def _weight_changed(self) -> None:
         """Note whether torch can take the weighted mean, in one step with the cross-entropy."""
@@ -294,11 +319,14 @@ class ClassCountLoss(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name not in ("_device", "_kept"):
-            self._device = self._kept = None
+        if name not in _FOLLOWING:
+            self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_device": None, "_kept": None}
+        return {**self.__dict__, **dict.fromkeys(_FOLLOWING)}
+
+    def _forget(self) -> None:
+        self._device = self._kept = self._kept_weight = None
 
     def _follow(self, device: torch.device) -> None:
         """Move the buffers once, if they were bound on another device than the logits'."""
@@ -308,7 +336,7 @@ class ClassCountLoss(nn.Module):
                 self._buffers[name] = moved(buffer, lambda tensor: tensor.to(device))
 
     def _apply(self, fn: Any, *args: Any) -> Any:
-        self._device = self._kept = None
+        self._forget()
         return super()._apply(lambda tensor: moved(tensor, fn), *args)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

@@ -98,7 +98,7 @@ class _ShiftedCrossEntropy(torch.autograd.Function):
             # It goes row by row.
             residual = torch.softmax(adjusted, dim=1, out=adjusted)
             own = residual.gather(1, column)
-            if own.amin() >= torch.finfo(own.dtype).tiny:
+            if own.amin().item() >= torch.finfo(own.dtype).tiny:
                 losses = own.log().neg_().squeeze(1)
             else:  # a share that is 0, or has lost digits, does not tell the loss
                 losses = F.cross_entropy(adjust(logits, target), target, reduction="none")

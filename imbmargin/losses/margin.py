@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbmargin.losses._base import ClassCountLoss, check_number, positive_counts
+from imbmargin.losses._base import ClassCountLoss, check_number, may_outlive, positive_counts
 from imbmargin.losses._shifted import moved_by_constants
 
 __all__ = [
@@ -150,8 +150,8 @@ def max_margin(
     tensor([0.2725, 0.3679])
     """
     own, rival = _own_and_rival(logits.detach(), target.unsqueeze(1))
-    constants = _Constants.of(logits, _as_column(delta_neg), _as_column(beta))
-    margin = _margin_between(own, rival, constants)
+    constants = _Constants.of(logits, _as_column(delta_neg), _as_column(beta), 1.0)
+    margin = _margin_between(own, rival, constants, 1.0)
     return margin.squeeze(1).to(logits.dtype)
 
 
@@ -162,22 +162,20 @@ class _Constants(NamedTuple):
     """(δ⁻ - δ⁺) / 2."""
     middle: Tensor
     """-(δ⁻ + δ⁺) / 2."""
+    scale: Tensor
+    """s."""
     zero: Tensor
     one: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, delta_neg: float | Tensor, beta: float | Tensor) -> _Constants:
+    def of(
+        cls, logits: Tensor, delta_neg: float | Tensor, beta: float | Tensor, scale: float
+    ) -> _Constants:
         """Make them for logits, from δ⁻ and β, numbers or tensors that broadcast to (n, 1)."""
         right = beta * delta_neg
-        values = (delta_neg - right) / 2, -(delta_neg + right) / 2, 0.0, 1.0
-        return cls(
-            *(
-                value.to(logits.device, logits.dtype)
-                if isinstance(value, Tensor)
-                else logits.new_full((), value)
-                for value in values
-            )
-        )
+        values = (delta_neg - right) / 2, -(delta_neg + right) / 2, scale, 0.0, 1.0
+        like: dict[str, Any] = {"dtype": logits.dtype, "device": logits.device}
+        return cls(*(torch.as_tensor(value, **like) for value in values))
 
 
 def _as_column(value: float | Tensor) -> float | Tensor:
@@ -186,24 +184,23 @@ def _as_column(value: float | Tensor) -> float | Tensor:
 
 
 def _own_and_rival(logits: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logit of the label, 0 for -0, and the largest other one, each of shape (n, 1)."""
+    """Return the logit of the label and the largest other one, each of shape (n, 1)."""
     rival = logits.scatter(1, column, -torch.inf).amax(dim=1, keepdim=True)
-    return logits.gather(1, column) + 0.0, rival
+    return logits.gather(1, column), rival
 
 
-def _margin_between(
-    own: Tensor, rival: Tensor, constants: _Constants, scale: float = 1.0
-) -> Tensor:
+def _margin_between(own: Tensor, rival: Tensor, constants: _Constants, scale: float) -> Tensor:
     """Return Δ from both logits times s.
 
     log Δ = ±(half - γ) + middle, + where γ >= 0 and - elsewhere. On a small batch an operation
-    costs more the first time than again with other tensors; this takes few different ones.
+    costs more the first time than again with other tensors: this takes few different ones, and
+    differences are sums too.
     """
-    gap = own - rival
-    # Of a tie, which is right, it is 1: the label's logit is not -0.
-    side = torch.copysign(constants.one, gap)
-    log_margin = torch.sub(constants.half, gap, alpha=1 / scale).mul_(side)
-    return log_margin.add_(constants.middle).exp_()
+    gap = torch.add(own, rival, alpha=-1)
+    # Of a tie, which is right, it is 1: the sum makes 0 of -0.
+    side = torch.copysign(constants.one, torch.add(constants.zero, gap))
+    from_half = torch.add(constants.half, gap, alpha=-1 / scale)
+    return torch.addcmul(constants.middle, side, from_half).exp_()
 
 
 def max_margin_loss(
@@ -237,7 +234,7 @@ def max_margin_loss(
     >>> max_margin_loss(torch.tensor([[0.6, 0.2, -0.1]]), torch.tensor([1]), scale=10.0)
     tensor([7.6802])
     """
-    constants = _Constants.of(logits, _as_column(delta_neg), _as_column(beta))
+    constants = _Constants.of(logits, _as_column(delta_neg), _as_column(beta), scale)
     adjusted = _max_margin_logits(logits, target.unsqueeze(1), constants, scale)
     return F.cross_entropy(adjusted, target, reduction="none")
 
@@ -253,11 +250,11 @@ def _max_margin_logits(
 
     ``lowest`` is what is below all logits; as a tensor (n, 1) it costs less.
     """
-    # Of -0 this makes 0.
-    scaled = torch.add(constants.zero, logits, alpha=scale)
+    # On the way back a tensor costs less than a number, of which torch makes one each time.
+    scaled = logits * constants.scale
     # In torch.func, vmap cannot write what is batched into what is not.
     if torch._C._are_functorch_transforms_active() or not scale > 0:
-        margin = _margin_between(*_own_and_rival(logits.detach(), column), constants)
+        margin = _margin_between(*_own_and_rival(logits.detach(), column), constants, 1.0)
         return scaled.scatter_add(1, column, (margin * -scale).to(scaled.dtype))
     # The buffer also serves to find the best other class. For autograd, which does not follow the
     # alias, it stays s z: what the label's entry is changed by is a constant.
@@ -265,7 +262,7 @@ def _max_margin_logits(
     own = plain.gather(1, column)
     rival = plain.scatter_(1, column, lowest).amax(dim=1, keepdim=True)
     margin = _margin_between(own, rival, constants, scale)
-    plain.scatter_(1, column, own.sub_(margin, alpha=scale))
+    plain.scatter_(1, column, torch.add(own, margin, alpha=-scale))
     return scaled
 
 
@@ -433,7 +430,7 @@ class MaxMarginLoss(ClassCountLoss):
         Made for each batch they would cost a tenth of the loss. If ``label_aware``, they have a row
         for each class.
         """
-        key = len(logits), logits.dtype, logits.device
+        key = logits.shape, logits.dtype, logits.device
         kept = self._kept
         if kept is not None and kept[0] == key:
             known: tuple[_Constants, Tensor] = kept[1]
@@ -444,11 +441,10 @@ class MaxMarginLoss(ClassCountLoss):
             assert self.margins is not None
             delta_neg = (self.delta_neg - self.margins).unsqueeze(1)
         found = (
-            _Constants.of(logits, delta_neg, self.beta),
+            _Constants.of(logits, delta_neg, self.beta, self.scale),
             logits.new_full((len(logits), 1), -torch.inf),
         )
-        # Tensors of a transform must not outlive it.
-        if not torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+        if may_outlive():
             self._kept = key, found
         return found
 
@@ -458,9 +454,9 @@ class MaxMarginLoss(ClassCountLoss):
         column = target.unsqueeze(1)
         constants, lowest = self._constants(logits)
         if self.label_aware:
-            half, middle, zero, one = constants
+            half, middle, scale, zero, one = constants
             half, middle = half.gather(0, column), middle.gather(0, column)
-            constants = _Constants(half, middle, zero, one)
+            constants = _Constants(half, middle, scale, zero, one)
         return _max_margin_logits(logits, column, constants, self.scale, lowest)
 
 

@@ -260,6 +260,41 @@ def test_margins_and_counts_that_are_set_between_batches_count_at_once():
     assert len({before.item(), other.item(), alike.item()}) == 3
 
 
+def test_class_weights_that_change_between_batches_count_at_once():
+    logits, target = torch.tensor([[0.6, 0.2, -0.1]] * 3), torch.tensor([0, 1, 2])
+    loss = MaxMarginLoss()
+
+    def expected(weight):
+        other = MaxMarginLoss()
+        other.set_class_weight(weight)
+        return other(logits, target)
+
+    loss.set_class_weight([1.0, 2.0, 3.0])
+    assert loss(logits, target) == loss(logits, target) == expected([1.0, 2.0, 3.0])
+    loss.class_weight[0] = 5.0
+    assert loss(logits, target) == expected([5.0, 2.0, 3.0])
+    loss.load_state_dict({**loss.state_dict(), "class_weight": torch.tensor([1.0, 1.0, 9.0])})
+    assert loss(logits, target) == expected([1.0, 1.0, 9.0])
+    swapped = {"class_weight": torch.tensor([4.0, 1.0, 1.0], dtype=torch.float64)}
+    found = torch.func.functional_call(loss, swapped, (logits, target))
+    assert found == expected([4.0, 1.0, 1.0])
+    assert loss(logits, target) == expected([1.0, 1.0, 9.0])
+    with torch.inference_mode():
+        loss.set_class_weight([1.0, 2.0, 3.0])
+        assert loss(logits, target) == expected([1.0, 2.0, 3.0])
+    loss.set_class_weight(None)
+    assert loss(logits, target) == expected(None)
+
+
+def test_a_class_that_is_masked_out_gets_and_gives_no_margin():
+    z = torch.tensor([[0.6, -torch.inf], [-torch.inf, 0.6]], requires_grad=True)
+    assert max_margin(z, torch.tensor([0, 0])).tolist() == [0.0, 0.0]
+    loss = MaxMarginLoss()(z[:1], torch.tensor([0]))
+    loss.backward()
+    assert loss == 0
+    assert z.grad[0].tolist() == [0.0, 0.0]
+
+
 def test_batches_of_other_sizes_and_types_one_after_another():
     loss = bound(partial(MaxMarginLoss, label_aware=True), 3)
     logits, target = torch.tensor([[0.6, 0.2, -0.1]] * 3), torch.tensor([0, 1, 2])
