@@ -27,6 +27,8 @@ class _Gathered:
     averages: list[Tensor]
     squares: list[Tensor]
     counts: list[Tensor]
+    #: All of them, one tensor of which they are views.
+    count: Tensor
 
 
 class QuickSteps:
@@ -85,7 +87,7 @@ class QuickSteps:
             for numbers, own, found in zip(
                 self._optimizer.param_groups, self._groups, gradients, strict=True
             ):
-                torch._foreach_add_(own.counts, 1)
+                own.count.add_(1)
                 self._kernel(
                     own.parameters,
                     found,
@@ -107,14 +109,17 @@ class QuickSteps:
         if not all(_is_plain(group, state) for group in groups):
             self._kernel = self._state = None
             return
-        self._groups = [
-            _Gathered(
-                list(group["params"]),
-                *([state[p][name] for p in group["params"]] for name in _STATE),
-            )
-            for group in groups
-        ]
+        self._groups = [_gathered(list(group["params"]), state) for group in groups]
         self._state = state
+
+
+def _gathered(parameters: list[Tensor], state: Any) -> _Gathered:
+    """Gather the state, in which the counts of steps get one memory, to be raised together."""
+    count = torch.stack([state[p]["step"] for p in parameters])
+    for p, own in zip(parameters, count.unbind(), strict=True):
+        state[p]["step"] = own
+    averages, squares, counts = ([state[p][name] for p in parameters] for name in _STATE)
+    return _Gathered(parameters, averages, squares, counts, count)
 
 
 def _is_changed(steps_of: Optimizer) -> bool:
