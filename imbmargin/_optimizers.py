@@ -106,20 +106,22 @@ class QuickSteps:
 
     def _gather(self) -> None:
         state, groups = self._optimizer.state, self._optimizer.param_groups
-        if not all(_is_plain(group, state) for group in groups):
+        # A frozen parameter has no state, and may learn later.
+        states = [[state.get(p, {}) for p in group["params"]] for group in groups]
+        if not all(map(_is_plain, groups, states)):
             self._kernel = self._state = None
             return
-        self._groups = [_gathered(list(group["params"]), state) for group in groups]
+        self._groups = list(map(_gathered, groups, states))
         self._state = state
 
 
-def _gathered(parameters: list[Tensor], state: Any) -> _Gathered:
+def _gathered(group: dict[str, Any], states: list[dict[str, Tensor]]) -> _Gathered:
     """Gather the state, in which the counts of steps get one memory, to be raised together."""
-    count = torch.stack([state[p]["step"] for p in parameters])
-    for p, own in zip(parameters, count.unbind(), strict=True):
-        state[p]["step"] = own
-    averages, squares, counts = ([state[p][name] for p in parameters] for name in _STATE)
-    return _Gathered(parameters, averages, squares, counts, count)
+    count = torch.stack([own["step"] for own in states])
+    for own, view in zip(states, count.unbind(), strict=True):
+        own["step"] = view
+    averages, squares, counts = ([own[name] for own in states] for name in _STATE)
+    return _Gathered(list(group["params"]), averages, squares, counts, count)
 
 
 def _is_changed(steps_of: Optimizer) -> bool:
@@ -133,17 +135,15 @@ def _is_changed(steps_of: Optimizer) -> bool:
     )
 
 
-def _is_plain(group: dict[str, Any], state: Any) -> bool:
-    """Tell whether a fused kernel takes all parameters of a group at once."""
-    parameters = group["params"]
+def _is_plain(group: dict[str, Any], states: list[dict[str, Tensor]]) -> bool:
+    """Tell whether a fused kernel takes all parameters of a group, with their states, at once."""
     numbers = (group["lr"], *group["betas"])
     flags = [group[name] for name in ("amsgrad", "capturable", "differentiable")]
-    kinds = {(p.device, p.dtype) for p in parameters}
+    kinds = {(p.device, p.dtype) for p in group["params"]}
     return (
         bool(group["fused"])
         and not any(flags)
         and not any(isinstance(number, Tensor) for number in numbers)
         and len(kinds) == 1
-        # A frozen one has no state, and may learn later.
-        and all(p in state and all(name in state[p] for name in _STATE) for p in parameters)
+        and all(own.keys() >= {*_STATE} for own in states)
     )

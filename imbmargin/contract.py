@@ -350,7 +350,8 @@ class ContractClassifier(ParameterClassifier):
 
     def _decode_scored_targets(self) -> bool:
         """Turn the targets that skorch's EpochScoring has collected into names, as in y."""
-        if self.classes_.dtype.kind not in "OSU":
+        # Asked after every epoch, for which they need not be sorted.
+        if np.asarray(super().classes_).dtype.kind not in "OSU":
             # Of two numbers the second stays the positive one, whichever they are.
             return False
         for _, callback in self.callbacks_:
