@@ -15,7 +15,7 @@ from skorch.callbacks import BatchScoring, EpochScoring
 from skorch.dataset import Dataset
 from skorch.exceptions import NotInitializedError
 from skorch.history import History
-from skorch.utils import is_dataset, to_numpy, to_tensor
+from skorch.utils import is_dataset, to_numpy
 from torch.utils.data import Subset
 
 from imbmargin.data import inputs
@@ -373,7 +373,7 @@ class ContractClassifier(ParameterClassifier):
                 )
 
     def _to_module(self, x: Any) -> Any:
-        x = to_tensor(x, device=self.device)
+        x = self._on_device(x)
         if self._layout is None or not isinstance(x, torch.Tensor):
             return x
         return self._layout.to_module(x)

@@ -144,7 +144,7 @@ callable or None, default="auto"
         becomes a name of the configuration and the data, so that all runs of a search or a
         cross-validation have theirs. Ctrl-C and SIGTERM act after the batch that is running.
     device : str, default="auto"
-        "auto": CUDA where there is one, else the CPU.
+        "auto": CUDA where there is one, else the CPU. None, as in skorch: nothing is moved.
     train_split : float, callable or None, default=None
         Validation part: a fraction of each class, or a skorch split such as
         `skorch.helper.predefined_split`, with labels as those of y. None: all rows train.

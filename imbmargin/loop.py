@@ -124,7 +124,7 @@ class CheckpointedLoop(StoredClassifier):
         for batch in batches:
             losses.append(step_fn(batch, **fit_params)["loss"].detach())
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
-            sizes.append(len(x) if isinstance(x, torch.Tensor) else get_len(x))
+            sizes.append(x.shape[0] if isinstance(x, torch.Tensor) else get_len(x))
         # One transfer, where `item` for each batch would make the device wait for Python.
         values = torch.stack(losses).tolist() if losses else []
         rows = self.history[-1]["batches"]
@@ -173,7 +173,13 @@ class CheckpointedLoop(StoredClassifier):
         known = self._epoch is not None and self._epoch.training == training
         if self._mode_is_set or (known and self.module_.training == training):
             return
-        super()._set_training(training)
+        for name in (*self._modules, *self._criteria):
+            part = getattr(self, f"{name}_")
+            # To look takes a fifth of the time of setting it in every layer.
+            if isinstance(part, torch.nn.Module) and any(
+                layer.training != training for layer in part.modules()
+            ):
+                part.train(training)
 
     def forward_iter(self, X: Any, training: bool = False, device: Any = "cpu") -> Iterator[Any]:
         """Yield the network's output of each batch, in the order of X."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from sklearn.base import BaseEstimator
 from skorch import NeuralNetClassifier
+from skorch.utils import to_tensor
+from torch import Tensor
 
 from imbmargin.parts import resolve_device
 
@@ -98,6 +101,18 @@ class ParameterClassifier(NeuralNetClassifier):
     @device.setter
     def device(self, value: Any) -> None:
         self.__dict__["device"] = value
+
+    def _on_device(self, batch: Any) -> Any:
+        """Return a batch as tensors on the device in use."""
+        device = self.device
+        # skorch would take longer to find that there is nothing to do.
+        if (
+            isinstance(batch, Tensor)
+            and device is not None
+            and batch.device == torch.device(device)
+        ):
+            return batch
+        return to_tensor(batch, device=device)
 
     def _get_param_names(self) -> list[str]:
         # skorch lists the instance's attributes; its private ones are not parameters, and

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch.utils import to_tensor
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -158,14 +157,15 @@ class BatchSteps(CheckpointedLoop):
 
     def _target_and_weight(self, y: Any) -> tuple[Tensor, Tensor | None]:
         """Return the targets of a batch, and the weights of its rows if there are any."""
-        y = to_tensor(y, device=self.device)
+        y = self._on_device(y)
         return tuple(y) if isinstance(y, (tuple, list)) else (y, None)
 
     def _repeated(
         self, logits: Any, target: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return targets and weights once for each row of logits that the network gives."""
-        times = 1 if len(logits) == len(target) else rows_per_target(self.module_)
+        alike = logits.shape[0] == target.shape[0]
+        times = 1 if alike else rows_per_target(self.module_)
         if times == 1:
             return target, weight
         target = target.repeat_interleave(times)
@@ -225,7 +225,7 @@ class BatchSteps(CheckpointedLoop):
         dtype = self._autocast_dtype()
         if dtype is None:
             return nullcontext()
-        return torch.autocast(torch.device(self.device).type, dtype=dtype)
+        return torch.autocast(torch.device(self.device or "cpu").type, dtype=dtype)
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         """Run the network on a batch."""

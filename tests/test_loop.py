@@ -21,6 +21,40 @@ def fit(X, y, **kwargs):
     return MaxMarginClassifier(**{"max_epochs": 4, "random_state": 0, **kwargs}).fit(X, y)
 
 
+class FreezesHead(nn.Sequential):
+    """A network whose last layer never is in training."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[-1].eval()
+        return self
+
+
+class Modes(Callback):
+    """Set one layer's mode before an epoch, and note those of all in it."""
+
+    def initialize(self):
+        self.seen = []
+        return self
+
+    def on_epoch_begin(self, net, **kwargs):
+        net.module_[0].train(len(self.seen) % 2 == 0)
+
+    def on_epoch_end(self, net, **kwargs):
+        self.seen.append([layer.training for layer in net.module_])
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_all_layers_are_in_training_in_every_epoch(table, watched):
+    module = FreezesHead(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    modes = Modes()
+    callbacks = [modes, Watcher()] if watched else [modes]
+    clf = fit(*table, loss="cross_entropy", module=module, callbacks=callbacks)
+    assert modes.seen == [[True, True, False]] * 4
+    clf.predict(table[0])
+    assert not any(layer.training for layer in clf.module_.modules())
+
+
 class Watcher(Callback):
     """Note every batch, and the loss that the history has of it."""
 

@@ -173,8 +173,8 @@ class ArrayBatches:
     sampler : ClassSampler, optional
         Draws the rows of a training epoch. Without it they come in order.
     device : str or torch.device, default="cpu"
-        Where the batches are needed. On a CUDA device training data lie as a whole, if they fit;
-        other batches are copied from pinned memory while the device computes.
+        Where the batches are needed; None is the CPU too. On a CUDA device training data lie as a
+        whole, if they fit; other batches are copied from pinned memory while the device computes.
 
     Raises
     ------
@@ -202,7 +202,7 @@ class ArrayBatches:
         self.dataset, self.rows = as_arrays(dataset)
         self.batch_size = batch_size
         self.sampler = sampler
-        self.device = torch.device(device)
+        self.device = torch.device(device or "cpu")
         if sampler is not None:
             # Only what is read again in every epoch is worth moving as a whole.
             self.dataset = self.dataset.resident_on(self.device)

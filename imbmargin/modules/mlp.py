@@ -102,7 +102,8 @@ class MLP(nn.Module):
 
         In training those of each member: (n · members, K), members next to one another.
         """
-        return self.head(self.backbone(self.input_norm(x.flatten(1))))
+        rows = x if x.ndim == 2 else x.flatten(1)
+        return self.head(self.backbone(self.input_norm(rows)))
 
 
 class TabM(MLP):
