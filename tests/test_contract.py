@@ -22,7 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from imbmargin import MaxMarginClassifier
+from imbmargin import MaxMarginClassifier, load_model, save_model
 from imbmargin.callbacks import EarlyStopping
 from imbmargin.data.batches import ArrayDataset
 from imbmargin.losses import FocalLoss, LDAMLoss
@@ -32,6 +32,18 @@ from imbmargin.samplers import ClassSampler
 
 def fit(X, y, **kwargs):
     return MaxMarginClassifier(**{"max_epochs": 2, "random_state": 0, **kwargs}).fit(X, y)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_without_a_device_nothing_is_moved(table, precision, tmp_path):
+    common = {"precision": precision, "max_epochs": 2, "resample": "class_balanced"}
+    clf = fit(*table, device=None, checkpoint_dir=tmp_path / "run", **common)
+    expected = fit(*table, device="cpu", **common).predict_proba(table[0])
+    assert clf.device is None
+    np.testing.assert_array_equal(clf.predict_proba(table[0]), expected)
+    save_model(clf, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    np.testing.assert_array_equal(again.predict_proba(table[0]), expected)
 
 
 @pytest.mark.parametrize("loss", [LDAMLoss(scale=3), nn.CrossEntropyLoss(torch.ones(3))])

@@ -20,7 +20,7 @@ from skorch.helper import predefined_split
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from imbmargin import MaxMarginClassifier, load_model, save_model
+from imbmargin import MaxMarginClassifier
 from imbmargin.modules import MLP, CosineLinear
 
 
@@ -482,18 +482,6 @@ def test_device_auto_survives_clone_and_pickle(table):
     for other in (clone(clf), pickle.loads(pickle.dumps(clf))):
         assert other.get_params()["device"] == "auto"
     assert clf.device in ("cpu", "cuda")
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_without_a_device_nothing_is_moved(table, precision, tmp_path):
-    common = {"precision": precision, "max_epochs": 2, "resample": "class_balanced"}
-    clf = fit(*table, device=None, checkpoint_dir=tmp_path / "run", **common)
-    expected = fit(*table, device="cpu", **common).predict_proba(table[0])
-    assert clf.device is None
-    np.testing.assert_array_equal(clf.predict_proba(table[0]), expected)
-    save_model(clf, tmp_path / "model")
-    again = load_model(tmp_path / "model")
-    np.testing.assert_array_equal(again.predict_proba(table[0]), expected)
 
 
 def test_repr_shows_what_was_set():
