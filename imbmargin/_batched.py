@@ -15,6 +15,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from imbmargin._memory import note, read_notes
 from imbmargin.callbacks import bind_class_weight
 from imbmargin.estimator import MaxMarginClassifier
 from imbmargin.loop import has_finite_weights
@@ -257,7 +258,7 @@ class _Losses(nn.Module):
         super().__init__()
         self.criteria = nn.ModuleList(criteria)
         self.seed_index = seed_index
-        self.means: list[Tensor] = []
+        self.means: list[Any] = []
         self.margins = _MarginRows.of(criteria)
 
     def set_class_weight(self, weight: Any) -> None:
@@ -278,7 +279,7 @@ class _Losses(nn.Module):
         else:
             calls = zip(self.criteria, logits.unbind(), targets.unbind(), strict=True)
             means = torch.stack([criterion(*batch) for criterion, *batch in calls])
-        self.means.append(means.detach())
+        self.means.append(note(means))
         # A candidate that diverges must not end the training of the others.
         return torch.where(torch.isfinite(means), means, 0).sum()
 
@@ -437,7 +438,7 @@ class _Together(MaxMarginClassifier):
 
     def hand_back(self) -> list[MaxMarginClassifier]:
         """Give each classifier what is its own, and return those that stayed finite."""
-        losses = torch.stack(self.criterion_.means).cpu().double()
+        losses = torch.tensor(read_notes(self.criterion_.means), dtype=torch.float64)
         finite = []
         for number, run in enumerate(self.runs_):
             for index in run:

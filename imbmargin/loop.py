@@ -13,7 +13,7 @@ from skorch.callbacks import Callback, EpochScoring
 from skorch.dataset import get_len
 from skorch.utils import TeeGenerator, to_device
 
-from imbmargin._memory import kept_memory
+from imbmargin._memory import kept_memory, note, read_notes
 from imbmargin._optimizers import QuickSteps
 from imbmargin.checkpoint import CheckpointFolder
 from imbmargin.resume import (
@@ -122,15 +122,13 @@ class CheckpointedLoop(StoredClassifier):
     def _run_unwatched(self, batches: Any, prefix: str, step_fn: Any, **fit_params: Any) -> None:
         losses, sizes = [], []
         for batch in batches:
-            losses.append(step_fn(batch, **fit_params)["loss"].detach())
+            losses.append(note(step_fn(batch, **fit_params)["loss"]))
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
             sizes.append(x.shape[0] if isinstance(x, torch.Tensor) else get_len(x))
-        # One transfer, where `item` for each batch would make the device wait for Python.
-        values = torch.stack(losses).tolist() if losses else []
         rows = self.history[-1]["batches"]
-        for value, size in zip(values, sizes, strict=True):
+        for value, size in zip(read_notes(losses), sizes, strict=True):
             rows.append({f"{prefix}_loss": value, f"{prefix}_batch_size": size})
-        self.history.record(f"{prefix}_batch_count", len(values))
+        self.history.record(f"{prefix}_batch_count", len(losses))
 
     def _is_watched(self, training: bool) -> bool:
         """Tell whether anything but the loop itself acts on single batches."""

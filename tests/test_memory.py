@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from imbmargin import MaxMarginClassifier, _memory
-from imbmargin._memory import kept_memory
+from imbmargin._memory import kept_memory, note, read_notes
 
 on_glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="only glibc has these thresholds"
@@ -40,6 +41,35 @@ def anew():
 def test_a_training_begins_and_ends_it(table, calls):
     MaxMarginClassifier(max_epochs=2).fit(*table)
     assert calls == BEGIN + END
+
+
+def test_no_tensor_of_a_batch_outlives_it(table):
+    seen = []
+
+    class Spied(MaxMarginClassifier):
+        """Note what memory the losses have."""
+
+        def get_loss(self, *args, **kwargs):
+            assert all(earlier.expired() for earlier in seen[:-1])
+            loss = super().get_loss(*args, **kwargs)
+            seen.append(StorageWeakRef(loss.untyped_storage()))
+            return loss
+
+    clf = Spied(max_epochs=2, batch_size=16, train_split=0.2, random_state=0).fit(*table)
+    losses = clf.history[:, "batches", :, "train_loss"]
+    assert all(isinstance(loss, float) for epoch in losses for loss in epoch)
+    assert len(seen) > sum(map(len, losses)) > 10
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_notes_are_the_numbers_of_small_tensors(shape, device):
+    tensors = [torch.rand(shape, device=device, requires_grad=True) for _ in range(4)]
+    notes = [note(tensor) for tensor in tensors]
+    assert read_notes(notes) == torch.stack(tensors).tolist()
+    assert all(isinstance(kept, torch.Tensor) is (device == "cuda") for kept in notes)
+    assert not any(getattr(kept, "requires_grad", False) for kept in notes)
+    assert read_notes([]) == []
 
 
 def test_the_last_of_several_trainings_ends_it(calls):
