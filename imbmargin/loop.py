@@ -173,7 +173,7 @@ class CheckpointedLoop(StoredClassifier):
             return
         for name in (*self._modules, *self._criteria):
             part = getattr(self, f"{name}_")
-            # To look takes a fifth of the time of setting it in every layer.
+            # To look takes a quarter of the time, and a loss keeps what it has made.
             if isinstance(part, torch.nn.Module) and any(
                 layer.training != training for layer in part.modules()
             ):
