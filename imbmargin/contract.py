@@ -354,9 +354,10 @@ class ContractClassifier(ParameterClassifier):
         if np.asarray(super().classes_).dtype.kind not in "OSU":
             # Of two numbers the second stays the positive one, whichever they are.
             return False
+        labels = self.classes_
         for _, callback in self.callbacks_:
             if isinstance(callback, EpochScoring):
-                callback.y_trues_ = [self.classes_[to_numpy(y)] for y in callback.y_trues_]
+                callback.y_trues_ = [labels[to_numpy(y)] for y in callback.y_trues_]
         return True
 
     def _check_batch_scoring(self) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch.utils import to_tensor
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
@@ -216,7 +215,7 @@ class MetaWeightNetClassifier(InnerOptimizer, MaxMarginClassifier):
     def _bind_training_part(self, train: Any) -> None:
         super()._bind_training_part(train)
         x, target = self._given_meta_set() if self.meta_set is not None else self._drawn(train)
-        self.meta_rows_ = to_tensor(x, device=self.device)
+        self.meta_rows_ = self._on_device(x)
         self.meta_targets_ = torch.as_tensor(target, device=self.device)
 
     def _given_meta_set(self) -> tuple[Any, Any]:

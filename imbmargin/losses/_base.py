@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbmargin.losses._shifted import shifted_cross_entropy, takes_shifted
+from imbmargin.losses._shifted import is_eager, shifted_cross_entropy, takes_shifted
 
 __all__ = ["ClassCountLoss", "CrossEntropyLoss", "weighted_mean"]
 
@@ -61,11 +61,6 @@ def moved(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
         if tensor.dtype != torch.float64:
             raise
         return move(tensor.float())
-
-
-def may_outlive() -> bool:
-    """Return whether a tensor made now may be kept: one of a transform must not outlive it."""
-    return not torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
 
 
 def check_number(name: str, value: float, least: float, *, above: bool = False) -> None:
@@ -280,16 +275,13 @@ class ClassCountLoss(nn.Module):
         weight, kept = self._buffers["class_weight"], self._kept_weight
         if weight is None or weight.dtype == logits.dtype:
             return weight
-        if torch.compiler.is_compiling() or weight.is_inference():
+        if not is_eager() or weight.is_inference():
             return weight.to(logits.dtype)
         # A tensor counts how often it is written into.
         key = weight._version, logits.dtype
-        if kept is not None and kept[0] is weight and kept[1] == key:
-            known: Tensor = kept[2]
-            return known
-        found = weight.to(logits.dtype)
-        if may_outlive():
-            self._kept_weight = weight, key, found
+        if kept is None or kept[0] is not weight or kept[1] != key:
+            kept = self._kept_weight = weight, key, weight.to(logits.dtype)
+        found: Tensor = kept[2]
         return found
 
     def _weight_changed(self) -> None:

@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["moved_by_constants", "shifted_cross_entropy", "takes_shifted"]
+__all__ = ["is_eager", "moved_by_constants", "shifted_cross_entropy", "takes_shifted"]
 
 Adjust = Callable[[Tensor, Tensor], Tensor]
 
 # Below, the calls of such a function cost more than the passes that it saves.
 _LEAST_LOGITS = 2**17
+
+
+def is_eager() -> bool:
+    """Return whether no transform or compiler follows; tensors made for one must not outlive it."""
+    return not torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
 
 
 def moved_by_constants(adjust: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -37,9 +42,8 @@ def takes_shifted(adjust: Callable[..., Tensor], logits: Tensor) -> bool:
         logits.numel() >= _LEAST_LOGITS
         and logits.requires_grad
         and getattr(adjust, "moves_by_constants", False)
-        and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
+        and is_eager()
     )
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbmargin.losses._base import ClassCountLoss, check_number, may_outlive, positive_counts
-from imbmargin.losses._shifted import moved_by_constants
+from imbmargin.losses._base import ClassCountLoss, check_number, positive_counts
+from imbmargin.losses._shifted import is_eager, moved_by_constants
 
 __all__ = [
     "LDAMLoss",
@@ -444,7 +444,7 @@ class MaxMarginLoss(ClassCountLoss):
             _Constants.of(logits, delta_neg, self.beta, self.scale),
             logits.new_full((len(logits), 1), -torch.inf),
         )
-        if may_outlive():
+        if is_eager():
             self._kept = key, found
         return found
 
